@@ -1,0 +1,57 @@
+"""Progress: what a stage says while it works, for people (one line) and for the CLI (JSON lines)."""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Reports a stage's steps on standard output and in the file named by ``INTERN_EVENTS``.
+
+    The file is opened for appending at each report, so many processes may share it: one
+    JSON object a line, short enough that the kernel writes it whole.
+
+    Args:
+        name: the stage's name in this run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._path = os.environ.get("INTERN_EVENTS", "")
+        self._started = time.monotonic()
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """Reports ``done`` of ``total`` units with an estimate of the time left."""
+        elapsed_s = time.monotonic() - self._started
+        left_s = elapsed_s / done * (total - done) if done else float("nan")
+        share = 100 * done // total if total else 100
+        self._emit(f"{done}/{total} {share}% {left_s:.0f} s left {note}".rstrip(), "step", done=done, total=total)
+
+    def restart_clock(self) -> None:
+        """Starts the estimate anew, for example once slow set-up is over."""
+        self._started = time.monotonic()
+
+    def say(self, note: str) -> None:
+        """Reports something worth reading once."""
+        self._emit(note, "note", note=note)
+
+    def cached(self, wall_s: float) -> None:
+        """Reports that the output was there already; ``wall_s`` is what it once took."""
+        self._emit(f"already committed (took {wall_s:.1f} s then)", "cached", wall_s=wall_s)
+
+    def done(self, wall_s: float, cpu_s: float) -> None:
+        """Reports the end."""
+        self._emit(f"done in {wall_s:.1f} s ({cpu_s:.1f} CPU-s)", "done", wall_s=wall_s, cpu_s=cpu_s)
+
+    def failed(self, message: str) -> None:
+        """Reports that the stage stopped with an error."""
+        self._emit(f"failed: {message}", "failed", note=message)
+
+    def _emit(self, text: str, event: str, **values: Any) -> None:
+        print(f"[{self.name}] {text}", file=sys.stdout, flush=True)
+        if self._path:
+            line = json.dumps({"at": time.time(), "stage": self.name, "event": event, **values}) + "\n"
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
