@@ -1,0 +1,1 @@
+"""GV-D at working size: manifests, shards, the loader, augmentation and the made world."""

@@ -1,0 +1,134 @@
+"""Captions to token ids: a byte-level BPE trained on the run's own captions, and EDA caption augmentation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intern_vision.errors import ConfigError, DataError
+
+_PAD, _MASK, _START, _END = "<pad>", "<mask>", "<start>", "<end>"
+# All 256 bytes must have a token, so that any text can be encoded.
+_MIN_VOCAB_SIZE = 256 + 4
+_CHANGED_WORD_SHARE = 0.1
+
+
+class Tokenizer:
+    """Lower-casing byte-level BPE with padding id 0 and end-of-text as the largest id.
+
+    The ids keep the order of DeCLIP's vocabulary: mask before start and end, because the
+    text encoder finds the end of a caption as the arg-max over its ids.
+    """
+
+    def __init__(self, bpe: Any) -> None:
+        """Wraps a ``tokenizers.Tokenizer`` made by ``train``; use ``train`` or ``load``."""
+        # A caption that spells a special token must not produce its id. Not part of the saved file.
+        bpe.encode_special_tokens = True
+        self._bpe = bpe
+        self.vocab_size: int = bpe.get_vocab_size()
+        self.pad_id: int = bpe.token_to_id(_PAD)
+        self.mask_id: int = bpe.token_to_id(_MASK)
+        self.start_id: int = bpe.token_to_id(_START)
+        self.end_id: int = bpe.token_to_id(_END)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> Self:
+        """Learns merges from captions; few or short captions give fewer than ``vocab_size`` ids.
+
+        Raises:
+            ConfigError: ``vocab_size`` has no room for the 256 bytes and 4 special tokens.
+        """
+        if vocab_size < _MIN_VOCAB_SIZE:
+            raise ConfigError(f"vocab_size: expected at least {_MIN_VOCAB_SIZE}, got {vocab_size}")
+        from tokenizers import Tokenizer as Bpe
+        from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+        bpe = Bpe(models.BPE())
+        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 3,
+            special_tokens=[_PAD],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(captions, trainer)
+        bpe.add_special_tokens([_MASK, _START, _END])
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what ``save`` wrote; DataError where the file is missing or something else."""
+        from tokenizers import Tokenizer as Bpe
+
+        try:
+            return cls(Bpe.from_str(path.read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path}: not a tokenizer file ({error})") from error
+
+    def save(self, path: Path) -> None:
+        """Writes one JSON file."""
+        path.write_text(self._bpe.to_str(pretty=False), encoding="utf-8")
+
+    def encode(self, caption: str, context_length: int) -> NDArray[np.int64]:
+        """Ids of start, caption (cut to fit), end and padding.
+
+        Args:
+            caption: any text; may be empty.
+            context_length: length of the result, at least 2.
+
+        Returns:
+            ``(context_length,)`` int64.
+        """
+        ids = self._bpe.encode(caption, add_special_tokens=False).ids[: context_length - 2]
+        tokens = np.full(context_length, self.pad_id, np.int64)
+        tokens[0] = self.start_id
+        tokens[1 : len(ids) + 1] = ids
+        tokens[len(ids) + 1] = self.end_id
+        return tokens
+
+    def decode(self, tokens: NDArray[np.int64]) -> str:
+        """Text of the ids, without the special ones."""
+        specials = {self.pad_id, self.mask_id, self.start_id, self.end_id}
+        return self._bpe.decode([int(token) for token in tokens if token not in specials]).strip()
+
+
+def augment_caption(
+    words: Sequence[str], rng: np.random.Generator, synonyms: Mapping[str, str | Sequence[str]] | None = None
+) -> list[str]:
+    """One of synonym replacement, random swap and random deletion (EDA, arXiv 1901.11196; as used by DeCLIP).
+
+    About a tenth of the words is changed, at least one. Where no word has a synonym, words are swapped.
+
+    Args:
+        words: the caption's words.
+        rng: source of every choice.
+        synonyms: lower-case word to its alternative or alternatives.
+
+    Returns:
+        At least one word, unless ``words`` is empty.
+    """
+    changed = list(words)
+    if len(changed) < 2 and not synonyms:
+        return changed
+    num_changes = max(1, round(_CHANGED_WORD_SHARE * len(changed)))
+    choice = int(rng.integers(3))
+    if choice == 0:
+        known = [place for place, word in enumerate(changed) if (synonyms or {}).get(word.lower())]
+        if known:
+            for place in rng.permutation(known)[:num_changes]:
+                options = (synonyms or {})[changed[place].lower()]
+                changed[place] = options if isinstance(options, str) else options[int(rng.integers(len(options)))]
+            return changed
+    if len(changed) < 2:
+        return changed
+    if choice == 2:
+        dropped = set(rng.permutation(len(changed))[: min(num_changes, len(changed) - 1)].tolist())
+        return [word for place, word in enumerate(changed) if place not in dropped]
+    for _ in range(num_changes):
+        first, second = rng.choice(len(changed), 2, replace=False)
+        changed[first], changed[second] = changed[second], changed[first]
+    return changed

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intern_vision.data.augment import Augment, AugmentConfig, Resize, crop_affine, warp_boxes, warp_image, warp_labels
+from intern_vision.data.batch import collate
+from intern_vision.data.sample import Sample
+from intern_vision.data.text import Tokenizer
+from intern_vision.errors import ConfigError, DataError
+
+STILL = {
+    "hflip_probability": 0.0,
+    "colour_probability": 0.0,
+    "grey_probability": 0.0,
+    "scale_min": 1.0,
+    "aspect_max": 1.0,
+}
+
+
+def square_scene(size_px=64, box=(20, 12, 44, 50)):
+    """A white rectangle on black whose mask, depth and box say the same."""
+    x0, y0, x1, y1 = box
+    inside = np.zeros((size_px, size_px), bool)
+    inside[y0:y1, x0:x1] = True
+    return Sample(
+        key="scene",
+        split="train",
+        image=np.repeat(np.where(inside, 255, 0).astype(np.uint8)[..., None], 3, axis=2),
+        boxes=np.array([box], np.float32),
+        box_labels=np.array([3]),
+        mask=inside.astype(np.uint8),
+        depth=np.where(inside, 2.0, 7.0).astype(np.float32),
+    )
+
+
+def test_nothing_to_do_changes_nothing():
+    sample = square_scene()
+    example = Augment(AugmentConfig(**STILL))(sample, np.random.default_rng(0))
+    assert np.array_equal(example["image"], sample.image)
+    assert np.array_equal(example["mask"], sample.mask)
+    assert np.array_equal(example["depth"], sample.depth)
+    assert np.array_equal(example["boxes"], sample.boxes)
+    assert example["image"].dtype == example["mask"].dtype == np.uint8
+
+
+def test_flip_is_an_exact_mirror():
+    rng = np.random.default_rng(0)
+    sample = square_scene(box=(3, 5, 20, 30))
+    sample.image = rng.integers(0, 256, sample.image.shape, np.uint8)
+    example = Augment(AugmentConfig(**{**STILL, "hflip_probability": 1.0}))(sample, rng)
+    assert np.array_equal(example["image"], sample.image[:, ::-1])
+    assert np.array_equal(example["mask"], sample.mask[:, ::-1])
+    assert example["boxes"].tolist() == [[44, 5, 61, 30]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from([32, 64, 96]))
+def test_image_mask_depth_and_boxes_move_together(seed, scale_min, size_px):
+    config = AugmentConfig(
+        image_size_px=size_px,
+        scale_min=scale_min,
+        colour_probability=0.0,
+        grey_probability=0.0,
+        min_box_visibility=0.05,
+    )
+    example = Augment(config)(square_scene(), np.random.default_rng(seed))
+    bright = example["image"][..., 0] > 127
+    # Two kinds of sampling may differ by the one pixel at an edge.
+    edge = np.zeros_like(bright)
+    for axis in (0, 1):
+        for step in (-1, 1):
+            edge |= np.roll(bright, step, axis) != bright
+    assert (bright == (example["mask"] == 1))[~edge].all()
+    assert np.array_equal(example["mask"] == 1, example["depth"] == 2.0)
+    if len(example["boxes"]):
+        ys, xs = np.nonzero(example["mask"] == 1)
+        expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert np.abs(example["boxes"][0] - expected).max() <= 1.01
+        assert example["box_labels"].tolist() == [3]
+
+
+def test_a_large_image_is_averaged_and_not_skipped():
+    checker = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    affine = np.array([[0.25, 0, 0], [0, 0.25, 0]])
+    shrunk = warp_image(np.repeat(checker[..., None], 3, axis=2), affine, 64)
+    assert np.abs(shrunk.astype(int) - 128).max() <= 1
+
+
+def test_outside_is_ignored_and_unknown():
+    affine = np.array([[0.5, 0, 16], [0, 0.5, 16]])
+    mask = warp_labels(np.ones((64, 64), np.uint8), affine, 64, 255)
+    depth = warp_labels(np.ones((64, 64), np.float32), affine, 64, 0)
+    assert (mask == 1).sum() == (depth == 1).sum() == 32 * 32
+    assert set(np.unique(mask)) == {1, 255} and set(np.unique(depth)) == {0.0, 1.0}
+
+
+def test_boxes_that_are_hardly_visible_are_dropped():
+    boxes = np.array([[0, 0, 10, 10], [-6, 0, 4, 10], [-9, 0, 1, 10], [70, 0, 80, 10]], np.float32)
+    kept_boxes, kept = warp_boxes(boxes, np.array([[1.0, 0, 0], [0, 1.0, 0]]), 64, 0.3)
+    assert kept.tolist() == [True, True, False, False]
+    assert kept_boxes.tolist() == [[0, 0, 10, 10], [0, 0, 4, 10]]
+    none, _ = warp_boxes(np.zeros((0, 4), np.float32), np.eye(2, 3), 64, 0.3)
+    assert none.shape == (0, 4) and none.dtype == np.float32
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 0.999), min_size=5, max_size=5), st.integers(8, 300), st.integers(8, 300))
+def test_crops_stay_inside_and_keep_their_area(draws, width, height):
+    config = AugmentConfig(scale_min=0.2, scale_max=1.0)
+    affine = crop_affine(config, width, height, draws)
+    corners = (np.array([[0.0, 0.0], [64.0, 64.0]]) - affine[:, 2]) / np.diag(affine[:, :2])
+    assert corners.min() > -1e-6
+    assert corners[:, 0].max() < width + 1e-6 and corners[:, 1].max() < height + 1e-6
+    assert np.abs(np.diff(corners, axis=0)).prod() <= (0.2 + 0.8 * draws[0]) * width * height + 1e-6
+
+
+def test_colours_change_the_image_only_and_grey_is_grey():
+    sample = square_scene()
+    sample.image = np.random.default_rng(1).integers(0, 256, sample.image.shape, np.uint8)
+    loud = Augment(AugmentConfig(**{**STILL, "colour_probability": 1.0}))(sample, np.random.default_rng(2))
+    assert np.abs(loud["image"].astype(int) - sample.image).mean() > 3
+    assert np.array_equal(loud["mask"], sample.mask)
+    grey = Augment(AugmentConfig(**{**STILL, "grey_probability": 1.0}))(sample, np.random.default_rng(2))["image"]
+    assert np.ptp(grey.astype(int), axis=2).max() <= 1
+    luma = sample.image @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(grey[..., 0] - luma).max() <= 1.5
+    soft = Augment(AugmentConfig(**{**STILL, "blur_probability": 1.0, "blur_sigma_min_px": 1.0}))
+    assert soft(sample, np.random.default_rng(0))["image"].std() < sample.image.std() / 2
+
+
+def test_jitter_without_clipping_has_the_stated_ranges():
+    sample = square_scene()
+    sample.image[:] = 100
+    config = AugmentConfig(**{**STILL, "colour_probability": 1.0, "brightness": 0.5, "hue": 0.5})
+    values = [Augment(config)(sample, np.random.default_rng(seed))["image"] for seed in range(100)]
+    means = np.array([value.mean() for value in values])
+    assert 50 <= means.min() < 60 and 140 < means.max() <= 150
+    assert max(np.ptp(value) for value in values) <= 1
+
+
+def test_two_views_differ_and_carry_both_captions():
+    captions = ["a red cup on a green table", "a blue cup"]
+    tokenizer = Tokenizer.train(captions, 300)
+    sample = square_scene()
+    sample.caption, sample.concepts, sample.label = captions[0], (1, 4), 2
+    augment = Augment(AugmentConfig(num_views=2), tokenizer=tokenizer, context_length=20, num_concepts=6)
+    examples = [augment(sample, np.random.default_rng(seed)) for seed in range(6)]
+    batch = collate(examples)
+    assert batch["image_BCHW"].shape == batch["second_image_BCHW"].shape == (6, 3, 64, 64)
+    assert (batch["image_BCHW"] != batch["second_image_BCHW"]).any()
+    assert batch["tokens_BL"].shape == (6, 20)
+    assert (batch["tokens_BL"] != batch["second_tokens_BL"]).any()
+    assert batch["concepts_BK"].tolist() == [[0, 1, 0, 0, 1, 0]] * 6
+    assert batch["label_B"].tolist() == [2] * 6
+    again = augment(sample, np.random.default_rng(5))
+    assert all(np.array_equal(again[name], examples[5][name]) for name in again)
+
+
+def test_resize_keeps_every_box_and_the_way_back():
+    sample = square_scene()
+    sample.image = np.zeros((48, 96, 3), np.uint8)
+    sample.mask, sample.depth = np.zeros((48, 96), np.uint8), None
+    sample.boxes = np.array([[6, 3, 90, 45], [0, 0, 0.5, 0.5]], np.float32)
+    sample.box_labels = np.array([0, 1])
+    example = Resize(AugmentConfig(image_size_px=32))(sample)
+    height, width = example["original_size_px"]
+    back = example["boxes"] * np.array([width, height, width, height]) / 32
+    assert np.allclose(back, sample.boxes)
+    assert example["image"].shape == (32, 32, 3) and example["mask"].shape == (32, 32)
+
+
+def test_faults_are_named():
+    with pytest.raises(ConfigError, match="scale_min must be <= scale_max"):
+        AugmentConfig.from_dict({"scale_min": 0.9, "scale_max": 0.5})
+    sample = square_scene()
+    sample.concepts = (9,)
+    with pytest.raises(DataError, match="sample scene: concepts .* num_concepts is 4"):
+        Augment(AugmentConfig(), num_concepts=4)(sample, np.random.default_rng(0))
