@@ -1,0 +1,79 @@
+"""Linear heads on the pooled vector. B batch, K classes or concepts, D vector width."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intern_vision.bench.metrics import ClassificationMetric, MultilabelMetric
+from intern_vision.heads import HeadConfig
+from intern_vision.heads.base import Batch, Prediction, TaskHead, cross_entropy, to_numpy
+from intern_vision.models.features import Features
+from intern_vision.models.necks import ChannelStandardizer
+from intern_vision.task import Task
+
+UNKNOWN_LABEL = -1
+# Share of images a concept is expected in before anything is learned (RetinaNet's prior, arXiv 1708.02002 section 4.1).
+CONCEPT_PRIOR = 0.05
+
+
+class LinearHead(TaskHead):
+    """One linear layer from the pooled vector to a logit a class."""
+
+    def __init__(self, task: Task, vector_width: int, config: HeadConfig, frozen_features: bool) -> None:
+        """See ``build_head``."""
+        super().__init__(task, config)
+        self.standardize = ChannelStandardizer(vector_width) if frozen_features else nn.Identity()
+        self.linear = nn.Linear(vector_width, task.num_classes)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """``logits_BK``."""
+        vector_BD = features.pooled_pyramid() if self.config.pooling == "pyramid" else features.vector_BD
+        return {"logits_BK": self.linear(self.standardize(vector_BD))}
+
+
+class ClassifyHead(LinearHead):
+    """One class an image: softmax cross-entropy."""
+
+    def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``classify``: cross-entropy over the images whose ``label_B`` is known."""
+        loss = cross_entropy(
+            outputs["logits_BK"],
+            self._target(batch, "label_B"),
+            ignore_index=UNKNOWN_LABEL,
+            label_smoothing=self.config.label_smoothing,
+        )
+        return {"classify": self.config.classify_weight * loss}
+
+    def predict(self, outputs: dict[str, Tensor], image_size_px: tuple[int, int]) -> list[Prediction]:
+        """``label`` and the softmax ``scores``."""
+        scores_BK = to_numpy(outputs["logits_BK"].float().softmax(1))
+        return [Prediction(label=int(scores_K.argmax()), scores=scores_K) for scores_K in scores_BK]
+
+    def metric(self) -> ClassificationMetric:
+        """Top-1 and mean per class."""
+        return ClassificationMetric(self.task.num_classes)
+
+
+class MultilabelHead(LinearHead):
+    """Any number of concepts an image: a binary cross-entropy for each."""
+
+    def __init__(self, task: Task, vector_width: int, config: HeadConfig, frozen_features: bool) -> None:
+        """See ``build_head``."""
+        super().__init__(task, vector_width, config, frozen_features)
+        nn.init.constant_(self.linear.bias, math.log(CONCEPT_PRIOR / (1 - CONCEPT_PRIOR)))
+
+    def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``multilabel``: summed over concepts, so that one concept's pull does not fade with their number."""
+        concepts_BK = self._target(batch, "concepts_BK").float()
+        loss_BK = F.binary_cross_entropy_with_logits(outputs["logits_BK"].float(), concepts_BK, reduction="none")
+        return {"multilabel": self.config.multilabel_weight * loss_BK.sum(1).mean()}
+
+    def predict(self, outputs: dict[str, Tensor], image_size_px: tuple[int, int]) -> list[Prediction]:
+        """Sigmoid ``scores``, one a concept."""
+        return [Prediction(scores=scores_K) for scores_K in to_numpy(torch.sigmoid(outputs["logits_BK"].float()))]
+
+    def metric(self) -> MultilabelMetric:
+        """Mean average precision over concepts."""
+        return MultilabelMetric(self.task.num_classes)
