@@ -1,0 +1,113 @@
+"""Linear probe: multinomial logistic regression on frozen features, its penalty chosen inside the training images.
+
+D feature width, K classes, N images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from intern_vision.bench.protocol import validation_split
+from intern_vision.config import Config
+
+
+class ProbeConfig(Config):
+    """How the probe is fitted.
+
+    Attributes:
+        l2_grid: candidate penalties on standardised features; the best on held-out images is taken.
+        num_splits: random splits the candidates are compared on.
+        validation_share: share of the training images held out in a split.
+        num_iterations: L-BFGS iterations.
+    """
+
+    l2_grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    num_splits: int = Field(default=3, ge=1)
+    validation_share: float = Field(default=0.25, gt=0, lt=1)
+    num_iterations: int = Field(default=60, ge=1)
+
+
+@dataclass(slots=True, kw_only=True)
+class Probe:
+    """A fitted probe: ``logits = ((x - mean) / std) @ weight.T + bias``.
+
+    Attributes:
+        mean_D: feature means.
+        std_D: feature standard deviations.
+        weight_KD: weights.
+        bias_K: biases.
+        l2: the penalty taken.
+        validation_accuracy: its mean held-out accuracy, in [0, 1].
+    """
+
+    mean_D: Tensor
+    std_D: Tensor
+    weight_KD: Tensor
+    bias_K: Tensor
+    l2: float
+    validation_accuracy: float
+
+
+def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: ProbeConfig) -> Probe:
+    """Chooses the penalty on splits of these images, then fits all of them.
+
+    Args:
+        features_ND: float32 features.
+        labels_N: int64 class indices.
+        num_classes: number of classes K.
+        config: grid and splits.
+    """
+    mean_D = features_ND.mean(0)
+    std_D = features_ND.std(0, correction=0).clamp(min=1e-4)
+    x_ND = (features_ND - mean_D) / std_D
+    names = [f"{row:08d}" for row in range(len(labels_N))]
+    accuracies = torch.zeros(len(config.l2_grid))
+    for seed in range(config.num_splits):
+        train, held_out = validation_split(names, labels_N.tolist(), config.validation_share, seed)
+        train_rows = torch.tensor([int(name) for name in train])
+        held_rows = torch.tensor([int(name) for name in held_out])
+        if not len(held_rows):
+            continue
+        weights = None
+        # From strong to weak penalty: each fit starts from the last one's solution.
+        for index in sorted(range(len(config.l2_grid)), key=lambda i: -config.l2_grid[i]):
+            weights = _fit(x_ND[train_rows], labels_N[train_rows], num_classes, config.l2_grid[index], config, weights)
+            guesses = (x_ND[held_rows] @ weights[0].T + weights[1]).argmax(1)
+            accuracies[index] += (guesses == labels_N[held_rows]).float().mean() / config.num_splits
+    best = int(accuracies.argmax())
+    weight_KD, bias_K = _fit(x_ND, labels_N, num_classes, config.l2_grid[best], config, None)
+    return Probe(
+        mean_D=mean_D,
+        std_D=std_D,
+        weight_KD=weight_KD,
+        bias_K=bias_K,
+        l2=config.l2_grid[best],
+        validation_accuracy=float(accuracies[best]),
+    )
+
+
+def _fit(
+    x_ND: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    l2: float,
+    config: ProbeConfig,
+    start: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    weight = (start[0].clone() if start else torch.zeros(num_classes, x_ND.shape[1])).requires_grad_()
+    bias = (start[1].clone() if start else torch.zeros(num_classes)).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=config.num_iterations, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x_ND @ weight.T + bias, labels_N) + 0.5 * l2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()

@@ -1,0 +1,166 @@
+"""Prepare (GV-D): the made world, or a person's own files, to a dataset of shards on the store."""
+
+import dataclasses
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from intern_vision import config as base
+from intern_vision.data.manifest import Quarantined
+from intern_vision.data.sample import Sample, Split
+from intern_vision.data.shard import DatasetInfo, write_dataset
+from intern_vision.data.text import Tokenizer
+from intern_vision.errors import ConfigError
+from intern_vision.ref import Ref
+from intern_vision.stages.base import Inputs, StageContext
+
+if TYPE_CHECKING:
+    from intern_vision.data.world import WorldSet
+
+CHUNK_SIZE = 250
+MIN_IMAGES_FOR_WORKERS = 8_000
+PROGRESS_EVERY = 10 * CHUNK_SIZE
+TOKENIZER_FILE = "tokenizer.json"
+UPSTREAM = "upstream"
+REAL_SET = "digits"
+
+
+class Config(base.Config):
+    """What to prepare.
+
+    Attributes:
+        dataset: ``upstream`` or a downstream set of the made world; for own data any name.
+        path: a folder or file of own data; empty renders the made world.
+        num_train: training images of the made world; 0 = the set's own number.
+        num_val: validation images, likewise.
+        num_test: test images, likewise.
+        image_size_px: height and width of rendered images.
+        vocab_size: tokens to learn from the captions, where there are any.
+        seed: of the rendered scenes, or of the split of own data.
+        content_digest: digest of the own data's file list, so that changed files are prepared anew.
+    """
+
+    dataset: str
+    path: str = ""
+    num_train: int = Field(default=0, ge=0)
+    num_val: int = Field(default=0, ge=0)
+    num_test: int = Field(default=0, ge=0)
+    image_size_px: int = Field(default=64, ge=16)
+    vocab_size: int = Field(default=512, ge=260)
+    seed: int = 0
+    content_digest: str = ""
+
+
+def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
+    """Writes shards, index and manifest; learns a tokenizer where there are captions.
+
+    Raises:
+        ConfigError: the made world has no such set.
+        DataError: own data that cannot be read, or too many bad files.
+    """
+    if config.path:
+        info, samples = _own_data(config)
+    else:
+        info, samples = _made_world(config, context)
+    captions: list[str] = []
+    info = write_dataset(_keeping_captions(samples, captions), info, context.output_dir)
+    if captions:
+        Tokenizer.train(captions, config.vocab_size).save(context.output_dir / TOKENIZER_FILE)
+    context.facts |= {
+        "num_train": info.num_train,
+        "num_val": info.num_val,
+        "num_test": info.num_test,
+        "num_quarantined": info.num_quarantined,
+    }
+    return context.commit("dataset", config.dataset)
+
+
+def _own_data(config: Config) -> tuple[DatasetInfo, Iterable[Sample | Quarantined]]:
+    from intern_vision.data.readers import read_dataset
+    from intern_vision.data.reading import SplitRule
+
+    reading = read_dataset(Path(config.path), SplitRule(seed=config.seed))
+    multilabel = reading.tasks.get("multilabel")
+    info = DatasetInfo(
+        name=config.dataset,
+        tasks=reading.tasks,
+        source=Path(config.path).absolute().as_uri(),
+        concept_names=multilabel.class_names if multilabel else (),
+    )
+    return info, reading
+
+
+def _keeping_captions(samples: Iterable[Sample | Quarantined], captions: list[str]) -> Iterator[Sample | Quarantined]:
+    for sample in samples:
+        if isinstance(sample, Sample) and sample.caption is not None and sample.split == "train":
+            captions.append(sample.caption)
+        yield sample
+
+
+def _made_world(config: Config, context: StageContext) -> tuple[DatasetInfo, Iterator[Sample]]:
+    from intern_vision.data import world
+
+    sets = {UPSTREAM: world.UPSTREAM, **world.DOWNSTREAM}
+    if config.dataset not in sets:
+        raise ConfigError(f"dataset: expected one of {', '.join(sets)}, got {config.dataset!r}")
+    own = sets[config.dataset]
+    counts: dict[Split, int] = {
+        "train": config.num_train or own.num_train,
+        "val": config.num_val or own.num_val,
+        "test": config.num_test or own.num_test,
+    }
+    if config.dataset == REAL_SET:
+        # Real images cannot be drawn anew: a larger number takes all there are.
+        counts = {split: min(count, own.num_samples(split)) for split, count in counts.items()}
+    else:
+        numbers = {f"num_{split}": count for split, count in counts.items()}
+        own = dataclasses.replace(own, **numbers)
+    multilabel = own.tasks.get("multilabel")
+    info = DatasetInfo(
+        name=own.name,
+        tasks=own.tasks,
+        licence=own.licence,
+        source="intern_vision.data.world",
+        concept_names=multilabel.class_names if multilabel else (),
+    )
+    return info, _render_all(config, own, counts, context)
+
+
+def _render_all(
+    config: Config, world_set: "WorldSet", counts: dict[Split, int], context: StageContext
+) -> Iterator[Sample]:
+    """Chunks rendered by as many processes as the stage has ranks, in order and a few ahead only."""
+    from intern_vision.data import world
+
+    chunks = [
+        (world_set, config.seed, split, range(start, min(start + CHUNK_SIZE, count)), config.image_size_px)
+        for split, count in counts.items()
+        for start in range(0, count, CHUNK_SIZE)
+    ]
+    total = sum(counts.values())
+    num_workers = min(context.num_ranks, os.cpu_count() or 1)
+    if num_workers <= 1 or total < MIN_IMAGES_FOR_WORKERS:
+        for chunk in chunks:
+            yield from world.render(*chunk)
+        return
+    done = 0
+    # spawn: a fork would copy the tracker's thread and its locks.
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = iter(chunks)
+        pending: deque[Future[list[Sample]]] = deque()
+        while True:
+            while len(pending) < 2 * num_workers and (chunk := next(waiting, None)) is not None:
+                pending.append(pool.submit(world.render, *chunk))
+            if not pending:
+                return
+            samples = pending.popleft().result()
+            yield from samples
+            done += len(samples)
+            if done % PROGRESS_EVERY == 0 or done == total:
+                context.progress.step(done, total, "images")
