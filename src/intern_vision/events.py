@@ -41,13 +41,17 @@ class Progress:
         """Reports that the output was there already; ``wall_s`` is what it once took."""
         self._emit(f"already committed (took {wall_s:.1f} s then)", "cached", wall_s=wall_s)
 
+    def started(self) -> None:
+        """Reports the start."""
+        self._emit("started", "started")
+
     def done(self, wall_s: float, cpu_s: float) -> None:
         """Reports the end."""
         self._emit(f"done in {wall_s:.1f} s ({cpu_s:.1f} CPU-s)", "done", wall_s=wall_s, cpu_s=cpu_s)
 
-    def failed(self, message: str) -> None:
+    def failed(self, message: str, exit_code: int) -> None:
         """Reports that the stage stopped with an error."""
-        self._emit(f"failed: {message}", "failed", note=message)
+        self._emit(f"failed: {message}", "failed", note=message, exit_code=exit_code)
 
     def _emit(self, text: str, event: str, **values: Any) -> None:
         print(f"[{self.name}] {text}", file=sys.stdout, flush=True)

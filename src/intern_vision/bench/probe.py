@@ -7,27 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from intern_vision.bench.protocol import validation_split
-from intern_vision.config import Config
-
-
-class ProbeConfig(Config):
-    """How the probe is fitted.
-
-    Attributes:
-        l2_grid: candidate penalties on standardised features; the best on held-out images is taken.
-        num_splits: random splits the candidates are compared on.
-        validation_share: share of the training images held out in a split.
-        num_iterations: L-BFGS iterations.
-    """
-
-    l2_grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    num_splits: int = Field(default=3, ge=1)
-    validation_share: float = Field(default=0.25, gt=0, lt=1)
-    num_iterations: int = Field(default=60, ge=1)
+from intern_vision.train.settings import ProbeConfig
 
 
 @dataclass(slots=True, kw_only=True)

@@ -182,9 +182,20 @@ class Resize(_Transform):
         example = self._fixed_fields(sample)
         height, width = sample.image.shape[:2]
         size_px = self.config.image_size_px
-        self._place(example, sample, np.array([[size_px / width, 0.0, 0.0], [0.0, size_px / height, 0.0]]))
+        self._place(example, sample, stretch_affine(width, height, size_px))
         example["original_size_px"] = np.array([height, width], np.int64)
         return example
+
+
+def stretch_affine(width: int, height: int, size_px: int) -> Matrix:
+    """The ``(2, 3)`` map of the whole image onto the square."""
+    return np.array([[size_px / width, 0.0, 0.0], [0.0, size_px / height, 0.0]])
+
+
+def resize_image(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """An RGB image stretched to the square as ``Resize`` does it: ``(size_px, size_px, 3)`` uint8."""
+    height, width = image.shape[:2]
+    return warp_image(image, stretch_affine(width, height, size_px), size_px)
 
 
 def crop_affine(config: AugmentConfig, width: int, height: int, draws: Sequence[float]) -> Matrix:

@@ -1,25 +1,19 @@
 """Up-A (Amateur): one backbone from captioned images; with the image-text signal alone it is the CLIP baseline."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from intern_vision import config as base
 from intern_vision.data.augment import AugmentConfig
-from intern_vision.models.vision import ModelSpec, TextSpec, VisionModel
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
 from intern_vision.train.launch import run_ranks
-from intern_vision.train.objective import ImageTextObjective, SignalWeights
-from intern_vision.train.trainer import TrainerConfig, TrainJob
-from intern_vision.train.upstream import (
-    chosen_genotype,
-    dataset_tokenizer,
-    upstream_augment,
-    upstream_info,
-    upstream_source,
-)
-from intern_vision.train.workspace import Workspace
+from intern_vision.train.settings import SignalWeights, TrainerConfig
+
+if TYPE_CHECKING:
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.workspace import Workspace
 
 
 class TextConfig(base.Config):
@@ -75,8 +69,19 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     return context.commit("weights", config.name)
 
 
-def build(config: Config, workspace: Workspace) -> TrainJob:
+def build(config: Config, workspace: "Workspace") -> "TrainJob":
     """The training itself, in a rank."""
+    from intern_vision.models.vision import ModelSpec, TextSpec, VisionModel
+    from intern_vision.train.objective import ImageTextObjective
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.upstream import (
+        chosen_genotype,
+        dataset_tokenizer,
+        upstream_augment,
+        upstream_info,
+        upstream_source,
+    )
+
     tokenizer = dataset_tokenizer(workspace)
     text = TextSpec(vocab_size=tokenizer.vocab_size, **config.text.to_dict())
     spec = ModelSpec(genotype=chosen_genotype(workspace), image_size_px=config.augment.image_size_px, text=text)

@@ -12,7 +12,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,9 +167,10 @@ def load_stage(name: str) -> Stage:
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over the package's source files: a changed line of code is a changed key."""
+    """SHA-256 over the package's source files and templates: a changed line of code is a changed key."""
     root = Path(intern_vision.__file__).parent
-    return digest_of_files({path.relative_to(root).as_posix(): file_sha256(path) for path in root.rglob("*.py")})
+    sources = [path for path in root.rglob("*") if path.suffix in (".py", ".j2")]
+    return digest_of_files({path.relative_to(root).as_posix(): file_sha256(path) for path in sources})
 
 
 def stage_key(stage: str, config: Config, inputs: Inputs) -> str:
@@ -223,6 +224,7 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
     else:
         progress.cached(record.wall_s)
         return record.ref
+    progress.started()
     started = time.time()
     cpu_before = _cpu_s()
     with _scratch(name) as scratch_dir, Tracker.for_stage(name, state_dir() / "spool") as tracker:
@@ -267,30 +269,6 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
         tracker.log_metrics({k: v for k, v in context.facts.items() if not isinstance(v, str)}, step=0)
         tracker.log_metrics({"wall_s": wall_s, "cpu_s": cpu_s}, step=0)
     progress.done(wall_s, cpu_s)
-    return ref
-
-
-def run_step(
-    stage: str,
-    config: Config,
-    input_paths: Mapping[str, Sequence[str]],
-    output_path: str,
-    *,
-    name: str = "",
-) -> Ref:
-    """Runs a stage between files that hold Refs: what a pipeline step does.
-
-    Args:
-        stage: one of ``STAGE_NAMES``.
-        config: the stage's own ``Config``.
-        input_paths: for each input name the files that hold its Refs as JSON.
-        output_path: where the output's Ref is written.
-        name: what to call this use of the stage.
-    """
-    inputs = Inputs({k: tuple(read_ref(path) for path in paths) for k, paths in input_paths.items() if paths})
-    ref = run_stage(stage, config, inputs, name=name)
-    Path(output_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(output_path).write_text(ref.to_json())
     return ref
 
 

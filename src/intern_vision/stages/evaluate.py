@@ -4,24 +4,15 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.bench.draw import draw_predictions
-from intern_vision.bench.table import ProtocolScore, Scores
-from intern_vision.data.augment import AugmentConfig, Resize
-from intern_vision.data.loader import ShardSource, evaluation_batches
+from intern_vision.bench.table import SCORES_FILE, ProtocolScore, Scores
 from intern_vision.data.sample import Split
-from intern_vision.heads.base import Prediction, TaskHead
-from intern_vision.models.vision import VisionModel, read_spec
 from intern_vision.ref import Ref
 from intern_vision.stages.adapt import DETAILS_FILE, step_threads
 from intern_vision.stages.base import Inputs, StageContext
-from intern_vision.train.features import infer
-from intern_vision.train.upstream import fields_of
 
-SCORES_FILE = "scores.json"
 
 
 class Config(base.Config):
@@ -44,6 +35,10 @@ class Config(base.Config):
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     """Scores every ``p<percent>`` model of the input ``model`` on the input ``data``."""
+    import torch
+
+    from intern_vision.models.vision import read_spec
+
     torch.set_num_threads(step_threads())
     model_ref, data_ref = inputs.one("model"), inputs.one("data")
     folder = context.fetch(model_ref)
@@ -74,31 +69,30 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 def _score(
     config: Config, model_dir: Path, data_uri: str, protocol: str, context: StageContext
 ) -> tuple[dict[str, float], int]:
+    from intern_vision.bench.draw import draw_predictions
+    from intern_vision.bench.scoring import score_head
+    from intern_vision.data.loader import ShardSource
+    from intern_vision.heads.resize import resize_prediction
+    from intern_vision.models.vision import VisionModel
+    from intern_vision.train.upstream import fields_of
+
     model = VisionModel.load(model_dir)
     ((family, head),) = model.heads.items()
     source = ShardSource(
         context.store, data_uri, cache_dir=context.cache_dir, split=config.split, fields=fields_of((family,))
     )
-    metrics, predictions = score_head(model, head, source, config)
+    metrics, predictions = score_head(
+        model,
+        head,
+        source,
+        batch_size=config.batch_size,
+        num_kept=config.num_examples,
+        bf16=config.precision == "bf16",
+    )
     if predictions:
         samples = [source[index] for index in range(len(predictions))]
-        picture = draw_predictions(samples, predictions, head.task)
+        size_px = (model.spec.image_size_px, model.spec.image_size_px)
+        drawn = [resize_prediction(p, size_px, s.image.shape[:2]) for p, s in zip(predictions, samples, strict=True)]
+        picture = draw_predictions(samples, drawn, head.task)
         (context.output_dir / f"examples-{protocol}.png").write_bytes(picture)
     return metrics, len(source)
-
-
-@torch.inference_mode()
-def score_head(
-    model: VisionModel, head: TaskHead, source: ShardSource, config: Config
-) -> tuple[dict[str, float], list[Prediction]]:
-    """The head's metric over all samples of a source, and the predictions for the first few."""
-    size_px = model.spec.image_size_px
-    metric = head.metric()
-    first: list[Prediction] = []
-    transform = Resize(AugmentConfig(image_size_px=size_px), num_concepts=len(source.info.concept_names))
-    for batch in evaluation_batches(source, config.batch_size, transform):
-        features = infer(model, batch["image_BCHW"], bf16=config.precision == "bf16")
-        predictions = head.predict(head(features), (size_px, size_px))
-        metric.update(predictions, batch)
-        first += predictions[: max(0, config.num_examples - len(first))]
-    return {name: float(value) for name, value in metric.compute().items()}, first

@@ -1,24 +1,19 @@
 """Up-E (Experts): the amateur's backbone with one task family's head on that family's labels."""
 
+from typing import TYPE_CHECKING
+
 from intern_vision import config as base
 from intern_vision.data.augment import AugmentConfig
 from intern_vision.heads import HeadConfig
-from intern_vision.models.vision import ModelSpec, VisionModel
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
 from intern_vision.task import Family
 from intern_vision.train.launch import run_ranks
-from intern_vision.train.objective import MultiTaskObjective
-from intern_vision.train.trainer import TrainerConfig, TrainJob
-from intern_vision.train.upstream import (
-    fields_of,
-    genotype_of,
-    head_specs,
-    upstream_augment,
-    upstream_info,
-    upstream_source,
-)
-from intern_vision.train.workspace import Workspace
+from intern_vision.train.settings import TrainerConfig
+
+if TYPE_CHECKING:
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.workspace import Workspace
 
 
 class Config(base.Config):
@@ -44,8 +39,20 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     return context.commit("weights", f"expert-{config.family}")
 
 
-def build(config: Config, workspace: Workspace) -> TrainJob:
+def build(config: Config, workspace: "Workspace") -> "TrainJob":
     """The training itself, in a rank."""
+    from intern_vision.models.vision import ModelSpec, VisionModel
+    from intern_vision.train.objective import MultiTaskObjective
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.upstream import (
+        fields_of,
+        genotype_of,
+        head_specs,
+        upstream_augment,
+        upstream_info,
+        upstream_source,
+    )
+
     info = upstream_info(workspace)
     amateur = workspace.fetch(workspace.inputs.one("amateur"))
     model = VisionModel(

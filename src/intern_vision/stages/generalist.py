@@ -7,7 +7,7 @@ backbone (X-Learner's second stage).
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -15,22 +15,15 @@ from intern_vision import config as base
 from intern_vision.data.augment import AugmentConfig
 from intern_vision.errors import ConfigError
 from intern_vision.heads import HeadConfig
-from intern_vision.models.vision import ModelSpec, VisionModel, read_spec
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
 from intern_vision.task import Family
 from intern_vision.train.launch import run_ranks
-from intern_vision.train.objective import DistillObjective, MultiTaskObjective
-from intern_vision.train.trainer import TrainerConfig, TrainJob
-from intern_vision.train.upstream import (
-    fields_of,
-    genotype_of,
-    head_specs,
-    upstream_augment,
-    upstream_info,
-    upstream_source,
-)
-from intern_vision.train.workspace import Workspace
+from intern_vision.train.settings import TrainerConfig
+
+if TYPE_CHECKING:
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.workspace import Workspace
 
 
 class Config(base.Config):
@@ -69,8 +62,20 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     return context.commit("weights", f"generalist-{config.mode}")
 
 
-def build(config: Config, workspace: Workspace) -> TrainJob:
+def build(config: Config, workspace: "Workspace") -> "TrainJob":
     """The training itself, in a rank."""
+    from intern_vision.models.vision import ModelSpec, VisionModel, read_spec
+    from intern_vision.train.objective import DistillObjective, MultiTaskObjective
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.upstream import (
+        fields_of,
+        genotype_of,
+        head_specs,
+        upstream_augment,
+        upstream_info,
+        upstream_source,
+    )
+
     info = upstream_info(workspace)
     amateur = workspace.fetch(workspace.inputs.one("amateur"))
     experts = _experts(config, workspace)
@@ -107,8 +112,10 @@ def build(config: Config, workspace: Workspace) -> TrainJob:
     )
 
 
-def _experts(config: Config, workspace: Workspace) -> dict[str, Path]:
+def _experts(config: Config, workspace: "Workspace") -> dict[str, Path]:
     """Folder of each expert's weights by family, in the order of ``families``."""
+    from intern_vision.models.vision import read_spec
+
     folders = [workspace.fetch(ref) for ref in workspace.inputs.many("experts")]
     by_family = {family: folder for folder in folders for family in read_spec(folder).heads}
     if config.mode != "joint":

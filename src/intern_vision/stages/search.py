@@ -8,27 +8,21 @@ Trials are kept in the store, so a search that was stopped goes on where it was.
 import json
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.data.augment import Augment, AugmentConfig
-from intern_vision.data.loader import ShardSource
+from intern_vision.data.augment import AugmentConfig
 from intern_vision.errors import ConfigError, MissingObjectError
 from intern_vision.heads import HeadConfig
 from intern_vision.models.genotype import GENOTYPES, Genotype, StageGene, num_macs, num_parameters
-from intern_vision.models.vision import ModelSpec, VisionModel
 from intern_vision.ref import Ref
-from intern_vision.stages import evaluate
 from intern_vision.stages.base import Inputs, StageContext
 from intern_vision.store import join_uri
 from intern_vision.task import Family
-from intern_vision.train.launch import train_in_process
-from intern_vision.train.objective import MultiTaskObjective
-from intern_vision.train.trainer import TrainerConfig, TrainJob
-from intern_vision.train.upstream import GENOTYPE_FILE, fields_of, head_specs
+from intern_vision.train.settings import TrainerConfig
 
 TRIALS_FILE = "trials.json"
+GENOTYPE_FILE = "genotype.json"
 
 
 class Config(base.Config):
@@ -163,6 +157,17 @@ def _evaluate(config: Config, genotype: Genotype, inputs: Inputs, context: Stage
     if macs > config.max_macs_ratio * target_macs:
         # Too dear to train: worse than anything trained, and the worse the dearer, so that the sampler learns.
         return {**result, "quality": 0.0, "reward": -macs / target_macs}
+    import torch
+
+    from intern_vision.bench.scoring import score_head
+    from intern_vision.data.augment import Augment
+    from intern_vision.data.loader import ShardSource
+    from intern_vision.models.vision import ModelSpec, VisionModel
+    from intern_vision.train.launch import train_in_process
+    from intern_vision.train.objective import MultiTaskObjective
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.upstream import fields_of, head_specs
+
     uri = inputs.one("data").uri
     source = ShardSource(
         context.store, uri, cache_dir=context.cache_dir, split="train", fields=fields_of((config.family,))
@@ -189,12 +194,7 @@ def _evaluate(config: Config, genotype: Genotype, inputs: Inputs, context: Stage
         split="val",
         fields=fields_of((config.family,)),
     )
-    metrics, _ = evaluate.score_head(
-        model.eval(),
-        model.heads[config.family],
-        validation,
-        evaluate.Config(model_name="trial", split="val", num_examples=0),
-    )
+    metrics, _ = score_head(model.eval(), model.heads[config.family], validation)
     quality = 1.0 - metrics["error"]
     return {
         **result,

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from intern_vision.config import Config
 from intern_vision.models.features import Features
 from intern_vision.models.vision import VisionModel
 from intern_vision.train.losses import (
@@ -25,6 +23,7 @@ from intern_vision.train.losses import (
     negative_cosine,
     standardise,
 )
+from intern_vision.train.settings import SignalWeights
 
 Batch = Mapping[str, Any]
 Losses = dict[str, Tensor]
@@ -53,33 +52,6 @@ class Objective(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Writes the model's weights and spec."""
         self.model.save(folder)
-
-
-class SignalWeights(Config):
-    """Weights of the Up-A signals (DeCLIP's defaults); 0 switches one off.
-
-    Attributes:
-        image_text: contrast of the first view with the caption; with all else 0 this is CLIP.
-        multi_view: mean of the three contrasts of the other view and the other caption.
-        image_self: SimSiam between the two views.
-        text_self: masked-token prediction.
-        neighbour: contrast with the nearest past caption.
-    """
-
-    image_text: float = Field(default=0.1, ge=0)
-    multi_view: float = Field(default=0.3, ge=0)
-    image_self: float = Field(default=0.2, ge=0)
-    text_self: float = Field(default=0.2, ge=0)
-    neighbour: float = Field(default=0.2, ge=0)
-
-    def faults(self) -> list[str]:
-        """Nothing is learned without the image-text contrast."""
-        return [] if self.image_text > 0 else ["image_text must be > 0"]
-
-    @property
-    def num_views(self) -> int:
-        """Views of an image that a batch must hold."""
-        return 2 if self.multi_view or self.image_self or self.neighbour else 1
 
 
 class ImageTextObjective(Objective):

@@ -4,60 +4,20 @@ import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from intern_vision.config import Config, changed_fields
+from intern_vision.config import changed_fields
 from intern_vision.data.loader import Source, make_loader
 from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
 from intern_vision.train.checkpoint import Checkpoints
 from intern_vision.train.objective import Objective
 from intern_vision.train.schedule import parameter_groups, warmup_cosine
+from intern_vision.train.settings import TrainerConfig
 
 NUM_KEYS_IN_ERROR = 8
-
-
-class TrainerConfig(Config):
-    """How an objective is trained.
-
-    Attributes:
-        num_steps: optimizer steps.
-        batch_size: samples an optimizer step over all ranks.
-        num_accumulation: micro-batches a step; ``batch_size`` counts all of them.
-        learning_rate: peak of the warm-up and cosine curve.
-        weight_decay: AdamW's, on matrices and convolutions only.
-        warmup_share: share of the steps spent warming up, in [0, 1].
-        gradient_clip: largest gradient norm; 0 = none.
-        zero_stage: DeepSpeed ZeRO stage.
-        precision: ``bf16`` runs the objective under bfloat16 autocast with float32 weights.
-        log_every: steps between two reports; ranks agree on stopping and finiteness only then.
-        checkpoint_every: steps between two checkpoints; 0 = only when asked to stop.
-        seed: decides order, augmentation and every random number of the training.
-        num_loader_threads: threads that read and augment samples, a rank.
-    """
-
-    num_steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    num_accumulation: int = Field(default=1, ge=1)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    warmup_share: float = Field(default=0.08, ge=0, le=1)
-    gradient_clip: float = Field(default=0.0, ge=0)
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=100, ge=0)
-    seed: int = 0
-    num_loader_threads: int = Field(default=1, ge=1)
-
-    def faults(self) -> list[str]:
-        """The batch must divide into micro-batches."""
-        if self.batch_size % self.num_accumulation:
-            return [f"batch_size {self.batch_size} must be a multiple of num_accumulation {self.num_accumulation}"]
-        return []
 
 
 @dataclass(slots=True, kw_only=True)

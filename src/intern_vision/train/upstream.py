@@ -11,11 +11,11 @@ from intern_vision.heads import HeadConfig
 from intern_vision.models.genotype import NANO, Genotype
 from intern_vision.models.vision import HeadSpec, read_spec
 from intern_vision.stages.prepare import TOKENIZER_FILE
+from intern_vision.stages.search import GENOTYPE_FILE
 from intern_vision.store import join_uri
 from intern_vision.task import Family
 from intern_vision.train.workspace import Workspace
 
-GENOTYPE_FILE = "genotype.json"
 FIELDS_OF_FAMILY: dict[Family, tuple[str, ...]] = {
     "classify": ("label",),
     "multilabel": ("concepts",),

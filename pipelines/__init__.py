@@ -1,0 +1,1 @@
+"""The pipelines: wirings of components, one definition for a laptop and for a cluster."""

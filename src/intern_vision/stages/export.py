@@ -1,0 +1,130 @@
+"""Export: the generalist and every adapted model into MLflow's registry, with card, scores and parents."""
+
+import json
+import os
+from pathlib import Path
+
+from intern_vision import config as base
+from intern_vision.bench.table import SCORES_FILE, Scores
+from intern_vision.ref import Ref
+from intern_vision.stages.base import Inputs, Record, StageContext, read_record
+
+REGISTERED_FILE = "registered.json"
+
+
+class Config(base.Config):
+    """What is registered under which names.
+
+    Attributes:
+        generalist_name: registered name of the generalist.
+        prefix: an adapted model is registered as this and its dataset's name.
+        alias: alias that moves to each new version.
+        adapted: whether adapted models are registered too.
+    """
+
+    generalist_name: str = "intern-generalist"
+    prefix: str = "intern-"
+    alias: str = "candidate"
+    adapted: bool = True
+
+
+def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
+    """Registers the inputs ``generalist`` and ``adapted``, with the scores of the input ``scores``.
+
+    Without a tracking server (``MLFLOW_TRACKING_URI`` unset) nothing is registered and the result says so.
+
+    Raises:
+        RetryableError: the server is away; the same command resumes.
+        AccessError: the server refuses the credentials.
+    """
+    registered: list[dict[str, str]] = []
+    scores = _scores_by_model(inputs, context)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        context.progress.say("no MLFLOW_TRACKING_URI: models stay in the store, none is registered")
+    else:
+        jobs = [(ref, config.generalist_name) for ref in inputs.many("generalist")]
+        jobs += [(ref, config.prefix + _dataset_name(context, ref)) for ref in inputs.many("adapted") if config.adapted]
+        for number, (ref, name) in enumerate(jobs, start=1):
+            version = _register(config, context, ref, name, scores.get(ref.uri))
+            registered.append({"name": name, "version": version, "alias": config.alias, "uri": ref.uri})
+            context.progress.step(number, len(jobs), f"{name} version {version}")
+    (context.output_dir / REGISTERED_FILE).write_text(json.dumps(registered, indent=1))
+    context.facts["num_registered"] = len(registered)
+    return context.commit("report", "registered")
+
+
+def _register(config: Config, context: StageContext, ref: Ref, name: str, scores: Scores | None) -> str:
+    from intern_vision.data.loader import ShardSource, load_info
+    from intern_vision.registry import register_model
+
+    record = read_record(context.store, ref.uri)
+    folder = _model_dir(context.fetch(ref))
+    data_uri = record.inputs["data"][0]
+    info = load_info(context.store, data_uri)
+    split = "test" if info.num_test else "train"
+    example = ShardSource(context.store, data_uri, cache_dir=context.cache_dir, split=split, fields=())[0].image
+    metrics = {}
+    if scores is not None:
+        metrics = {f"{p}/{name}": v for p, s in scores.protocols.items() for name, v in s.metrics.items()}
+    return register_model(
+        folder,
+        name=name,
+        description=f"{ref.name} from run {record.run_id or 'without tracking'}",
+        card=model_card(name, ref, record, info.licence, scores),
+        tags={"intern.uri": ref.uri, "intern.digest": ref.digest, "intern.stage": record.stage},
+        metrics=metrics,
+        parents=[read_record(context.store, uri).ref for uri in ref.parents],
+        input_example=example,
+        alias=config.alias,
+        run_id=record.run_id,
+    )
+
+
+def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores | None) -> str:
+    """A model card in Markdown: what it is, what it was made from, what it scores, how to load it."""
+    lines = [
+        f"# {name}",
+        "",
+        f"`{ref.name}`, made by the stage `{record.stage}` of INTERN (arXiv 2111.08687).",
+        "",
+        "## Made from",
+        "",
+        *(f"- `{uri}`" for uri in ref.parents),
+        f"- licence of the images: {licence or 'not stated by the data'}",
+        f"- code digest: `{record.code[:16]}`, weights digest: `{ref.digest[:16]}`",
+        "",
+    ]
+    if scores is not None:
+        lines += ["## Scores on test images", "", "| labels | images | error | metrics |", "|---|---|---|---|"]
+        for protocol, score in scores.protocols.items():
+            metrics = ", ".join(f"{key} {value:.4g}" for key, value in score.metrics.items() if key != "error")
+            lines.append(f"| {protocol} % | {score.num_train} | {100 * score.error:.1f} % | {metrics} |")
+        lines.append("")
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import mlflow",
+        f'model = mlflow.pyfunc.load_model("models:/{name}@candidate")',
+        'print(model.predict(["picture.jpg"]))',
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _model_dir(folder: Path) -> Path:
+    """The weights themselves, or those adapted with the largest share of the labels."""
+    shares = sorted(folder.glob("p*/model.json"), key=lambda path: float(path.parent.name[1:]))
+    return shares[-1].parent if shares else folder
+
+
+def _dataset_name(context: StageContext, ref: Ref) -> str:
+    return read_record(context.store, read_record(context.store, ref.uri).inputs["data"][0]).ref.name
+
+
+def _scores_by_model(inputs: Inputs, context: StageContext) -> dict[str, Scores]:
+    found = {}
+    for ref in inputs.many("scores"):
+        (model_uri,) = read_record(context.store, ref.uri).inputs["model"]
+        found[model_uri] = Scores.from_json((context.fetch(ref) / SCORES_FILE).read_text(), at=ref.uri)
+    return found

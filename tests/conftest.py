@@ -1,0 +1,28 @@
+"""Fixtures that start the real servers; each pytest process (xdist worker) has its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from intern_vision.services import Services, running
+
+
+def _exported(state_dir: Path, with_mlflow: bool) -> Iterator[Services]:
+    with running(state_dir, with_mlflow=with_mlflow) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.environment().items():
+            patch.setitem(os.environ, name, value)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """SeaweedFS and MLflow, their addresses and credentials exported to the environment."""
+    yield from _exported(tmp_path_factory.mktemp("services"), with_mlflow=True)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """SeaweedFS alone (or the one that ``services`` already started), exported to the environment."""
+    yield from _exported(tmp_path_factory.mktemp("s3"), with_mlflow=False)
