@@ -21,6 +21,7 @@ from intern_vision.ref import Kind, Ref
 from intern_vision.stages import amateur, prepare, search
 from intern_vision.stages.base import COMMIT_MARKER, Inputs, Record, run_stage
 from intern_vision.store import digest_of_files, file_sha256, join_uri, open_store
+from intern_vision.task import Family
 from intern_vision.train.settings import TrainerConfig
 from intern_vision.train.workspace import Workspace
 
@@ -138,6 +139,23 @@ def set_environment(patch: pytest.MonkeyPatch, environment: Mapping[str, str]) -
         patch.delenv(name)
     for name, value in environment.items():
         patch.setenv(name, value)
+
+
+def save_backbone(
+    world: World, folder: Path, heads: tuple[Family, ...] = (), seed: int = 0, genotype: Genotype = GENOTYPE
+) -> Ref:
+    """Commits fresh weights, as an amateur's or (with heads for the upstream tasks) an expert's."""
+    import torch
+
+    from intern_vision.data.loader import load_info
+    from intern_vision.models.vision import ModelSpec, VisionModel
+    from intern_vision.train.upstream import head_specs
+
+    torch.manual_seed(seed)
+    info = load_info(open_store(world.store_root), world.upstream.uri)
+    spec = ModelSpec(genotype=genotype, image_size_px=SIZE_PX, heads=head_specs(info, heads, HEAD))
+    VisionModel(spec).save(folder)
+    return commit_folder(world.store_root, "amateur", "weights", f"{folder.parent.name}-{folder.name}", folder)
 
 
 class StageProcess:

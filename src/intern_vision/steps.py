@@ -85,9 +85,7 @@ def adapt_and_evaluate(
     )
 
 
-def write_report(
-    preset: str, overrides: str, inputs: Mapping[str, Sequence[str]], output: str, page: str
-) -> None:
+def write_report(preset: str, overrides: str, inputs: Mapping[str, Sequence[str]], output: str, page: str) -> None:
     """Runs the report stage and copies its page to the file ``page``."""
     ref = run_step("report", preset, overrides, inputs=inputs, output=output)
     from intern_vision.stages.report import REPORT_FILE

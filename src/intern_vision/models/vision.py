@@ -250,6 +250,12 @@ class TextTower(nn.Module):
         return self.log_scale.exp().clamp(max=100.0).squeeze()
 
 
+def best_labelled_dir(folder: Path) -> Path:
+    """The folder itself, or the model adapted with the largest share of the labels below it."""
+    shares = sorted(folder.glob(f"p*/{SPEC_FILE}"), key=lambda path: float(path.parent.name[1:]))
+    return shares[-1].parent if shares else folder
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """The spec beside a model's weights; CheckpointError where there is none."""
     path = folder / SPEC_FILE

@@ -14,7 +14,6 @@ from intern_vision.stages.adapt import DETAILS_FILE, step_threads
 from intern_vision.stages.base import Inputs, StageContext
 
 
-
 class Config(base.Config):
     """How adapted models are scored.
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 from intern_vision import config as base
 from intern_vision.bench.table import SCORES_FILE, Scores
@@ -55,10 +54,11 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 
 def _register(config: Config, context: StageContext, ref: Ref, name: str, scores: Scores | None) -> str:
     from intern_vision.data.loader import ShardSource, load_info
+    from intern_vision.models.vision import best_labelled_dir
     from intern_vision.registry import register_model
 
     record = read_record(context.store, ref.uri)
-    folder = _model_dir(context.fetch(ref))
+    folder = best_labelled_dir(context.fetch(ref))
     data_uri = record.inputs["data"][0]
     info = load_info(context.store, data_uri)
     split = "test" if info.num_test else "train"
@@ -110,12 +110,6 @@ def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores
         "```",
     ]
     return "\n".join(lines)
-
-
-def _model_dir(folder: Path) -> Path:
-    """The weights themselves, or those adapted with the largest share of the labels."""
-    shares = sorted(folder.glob("p*/model.json"), key=lambda path: float(path.parent.name[1:]))
-    return shares[-1].parent if shares else folder
 
 
 def _dataset_name(context: StageContext, ref: Ref) -> str:

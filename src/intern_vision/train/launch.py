@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from intern_vision import errors
 from intern_vision.config import Config
@@ -169,13 +169,14 @@ def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]
         for line in pipe:
             event = json.loads(line)
             if event["event"] == "step":
-                metrics = event["metrics"]
-                history.write(json.dumps({"step": event["done"], **metrics}) + "\n")
-                context.tracker.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step=event["done"])
+                metrics, speed = event["metrics"], event["speed"]
+                _record(event["done"], metrics, speed, context, history)
                 context.facts["num_steps"] = event["done"]
                 context.progress.step(
-                    event["done"], event["total"], f"loss {metrics['loss']:.4g} {metrics['steps_per_s']:.2f} steps/s"
+                    event["done"], event["total"], f"loss {metrics['loss']:.4g} {speed['steps_per_s']:.2f} steps/s"
                 )
+            elif event["event"] == "past_step":
+                _record(event["done"], event["metrics"], {}, context, history)
             elif event["event"] == "resumed":
                 context.progress.say(f"resumed at step {event['done']} of {event['total']}")
                 context.facts["resumed_at_step"] = event["done"]
@@ -185,6 +186,14 @@ def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]
                 context.facts[event["name"]] = event["value"]
             elif event["event"] == "error":
                 failures.append(event)
+
+
+def _record(
+    step: int, metrics: dict[str, float], speed: dict[str, float], context: StageContext, history: IO[str]
+) -> None:
+    # Speeds stay out of the file: equal trainings give equal outputs, and so equal keys downstream.
+    history.write(json.dumps({"step": step, **metrics}) + "\n")
+    context.tracker.log_metrics({f"train/{k}": v for k, v in (metrics | speed).items()}, step=step)
 
 
 class _forwarding_signals:  # noqa: N801 - reads as a phrase
@@ -242,11 +251,13 @@ def _raise_failure(codes: list[int | None], failures: list[dict[str, Any]]) -> N
         failure = min(failures, key=lambda event: event["type"] == "RetryableError")
         error_class = getattr(errors, failure["type"], InternError)
         raise error_class(failure["message"])
+    # When one rank is killed, its neighbours fail in their next collective: the kill is the cause.
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             raise RetryableError(
                 f"rank {rank} was killed by {signal.Signals(-code).name} (out of memory?); the same command resumes"
             )
+    for rank, code in enumerate(codes):
         if code:
             raise InternError(f"rank {rank} ended with code {code}; its traceback is in the log above")
 
@@ -291,7 +302,9 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
         scratch_dir=Path(payload.scratch_dir),
         cache_dir=Path(payload.cache_dir),
     )
-    job = stage.build(stage.Config.from_dict(payload.config, at=payload.stage), workspace)
+    config = stage.Config.from_dict(payload.config, at=payload.stage)
+    torch.manual_seed(config.trainer.seed)
+    job = stage.build(config, workspace)
     checkpoints = Checkpoints(
         store,
         join_uri(payload.output_uri, "checkpoints"),
@@ -309,9 +322,10 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
     trainer = Trainer(job, context, checkpoints)
     context.on_event({"event": "started"})
     trainer.train()
+    with trainer.whole_weights():
+        if rank == 0:
+            job.objective.save(Path(payload.output_dir))
     if rank == 0:
-        output_dir = Path(payload.output_dir)
-        job.objective.save(output_dir)
         passes = job.config.num_steps * job.config.batch_size * job.objective.passes_per_sample
         emit({"event": "fact", "name": "image_passes", "value": passes})
     torch.distributed.destroy_process_group()
@@ -333,18 +347,15 @@ def start_distributed() -> None:
     """Joins the process group that torchrun's environment variables describe (alone where there are none)."""
     import torch
 
-    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    if not torch.distributed.is_initialized():
-        deepspeed = import_deepspeed()
-        deepspeed.init_distributed(
-            dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False, auto_mpi_discovery=False
-        )
+    if torch.distributed.is_initialized():
+        return
+    deepspeed = import_deepspeed()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine reads it
+        # Alone there is nobody to meet: no port, and no variables that a child process would inherit.
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The only training loop. It knows no task, only ``objective(batch)``."""
 
 import collections
+import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +21,7 @@ from intern_vision.train.schedule import parameter_groups, warmup_cosine
 from intern_vision.train.settings import TrainerConfig
 
 NUM_KEYS_IN_ERROR = 8
+STATE_FILE = "state.json"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,14 +99,16 @@ class Trainer:
                 f"got {self.config.batch_size}"
             )
         self.engine, self.device = _start_engine(job, context)
+        self._history: list[dict[str, Any]] = []
 
     def train(self) -> None:
         """Runs to ``num_steps``.
 
         Raises:
-            TrainingError: the loss is not finite; names the step and sample keys.
+            TrainingError: the loss or the weights are not finite; names the step and sample keys.
             RetryableError: the process was asked to stop; a checkpoint was saved first.
-            CheckpointError: the checkpoint found belongs to another config.
+            CheckpointError: the checkpoint found belongs to another config or, under ZeRO, to
+                another number of ranks.
         """
         config, context = self.config, self.context
         first_step = self._resume()
@@ -152,31 +158,66 @@ class Trainer:
             self.engine.step()
             interval.add(step, keys, loss.detach(), losses, values)
 
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Every rank holds all weights inside, also under ZeRO stage 3; all ranks must enter."""
+        if self.config.zero_stage < 3:
+            yield
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters(list(self.engine.module.parameters())):
+            yield
+
     def _report(self, done: int, interval: "_Interval") -> bool:
         """Agrees over the ranks on finiteness, means and stopping; returns whether to stop."""
+        if not _is_finite(self.engine.module):
+            interval.mark_bad(done - 1)
         means, bad_step, stop = interval.reduce(self.context)
         if bad_step >= 0:
-            keys = interval.keys_of(bad_step)
-            raise TrainingError(
-                f"loss is not finite at step {bad_step}; samples on rank {self.context.rank}: "
-                f"{', '.join(keys[:NUM_KEYS_IN_ERROR])}{', ...' if len(keys) > NUM_KEYS_IN_ERROR else ''}; "
-                "check these samples or lower trainer.learning_rate"
-            )
+            raise self._not_finite(bad_step, interval)
         if self.context.rank == 0:
-            means["learning_rate"] = self.engine.get_lr()[0]
-            self.context.on_event({"event": "step", "done": done, "total": self.config.num_steps, "metrics": means})
+            metrics = means | {"learning_rate": self.engine.get_lr()[0]}
+            self._history.append({"done": done, "metrics": metrics})
+            self.context.on_event(
+                {
+                    "event": "step",
+                    "done": done,
+                    "total": self.config.num_steps,
+                    "metrics": metrics,
+                    "speed": interval.speed(),
+                }
+            )
         interval.reset()
         return stop
+
+    def _not_finite(self, bad_step: int, interval: "_Interval") -> TrainingError:
+        """The same error on every rank, with the samples of the rank that saw the fault first."""
+        found = [(self.context.rank, *interval.fault_at(bad_step))]
+        if self.context.num_ranks > 1:
+            gathered: list[Any] = [None] * self.context.num_ranks
+            torch.distributed.all_gather_object(gathered, found[0])
+            found = gathered
+        rank, what, keys = next(fault for fault in found if fault[1])
+        return TrainingError(
+            f"{what} at step {bad_step}; samples on rank {rank}: "
+            f"{', '.join(keys[:NUM_KEYS_IN_ERROR])}{', ...' if len(keys) > NUM_KEYS_IN_ERROR else ''}; "
+            "check these samples or lower trainer.learning_rate"
+        )
 
     def _save(self, done: int) -> None:
         if self.checkpoints is None:
             return
-        self.engine.save_checkpoint(
-            str(self.checkpoints.local_dir),
-            tag=f"step-{done}",
-            client_state={"step": done, "identity": self.job.identity},
-            save_latest=False,
-        )
+        tag = f"step-{done}"
+        self.engine.save_checkpoint(str(self.checkpoints.local_dir), tag=tag, save_latest=False)
+        if self.context.rank == 0:
+            state = {
+                "step": done,
+                "num_ranks": self.context.num_ranks,
+                "identity": self.job.identity,
+                "history": self._history,
+            }
+            (self.checkpoints.local_dir / tag / STATE_FILE).write_text(json.dumps(state))
         _barrier(self.context)
         if self.context.local_rank == 0:
             self.checkpoints.upload(done)
@@ -195,17 +236,37 @@ class Trainer:
         steps = sorted(int(p.name.removeprefix("step-")) for p in self.checkpoints.local_dir.glob("step-*"))
         if not steps:
             return 0
-        folder, state = self.engine.load_checkpoint(str(self.checkpoints.local_dir), tag=f"step-{steps[-1]}")
-        if folder is None:
-            raise CheckpointError(f"{self.checkpoints.uri}/step-{steps[-1]}: DeepSpeed cannot load this checkpoint")
+        tag = f"step-{steps[-1]}"
+        local_dir = self.checkpoints.local_dir / tag
+        state = json.loads((local_dir / STATE_FILE).read_text())
+        self._check_fits(state)
+        loaded, _ = self.engine.load_checkpoint(str(self.checkpoints.local_dir), tag=tag)
+        if loaded is None:
+            raise CheckpointError(f"{self.checkpoints.uri}/{tag}: DeepSpeed cannot load this checkpoint")
+        _barrier(self.context)
+        if self.context.local_rank == 0:
+            shutil.rmtree(local_dir)
+        self._history = state["history"]
+        if self.context.rank == 0:
+            for row in self._history:
+                self.context.on_event({"event": "past_step", **row})
+            self.context.on_event({"event": "resumed", "done": state["step"], "total": self.config.num_steps})
+        return state["step"]
+
+    def _check_fits(self, state: dict[str, Any]) -> None:
+        """CheckpointError where DeepSpeed could not load the checkpoint, or would load the wrong one."""
+        assert self.checkpoints is not None
         changes = changed_fields(state["identity"], self.job.identity)
         if changes:
             raise CheckpointError(
                 f"{self.checkpoints.uri}: the checkpoint was made with another config ({'; '.join(changes)}); "
                 "restore these values or start under another name"
             )
-        self.context.on_event({"event": "resumed", "done": state["step"], "total": self.config.num_steps})
-        return state["step"]
+        if self.config.zero_stage and state["num_ranks"] != self.context.num_ranks:
+            raise CheckpointError(
+                f"{self.checkpoints.uri}: the checkpoint was made by {state['num_ranks']} ranks and this run has "
+                f"{self.context.num_ranks}; under ZeRO stage {self.config.zero_stage} start as many ranks as before"
+            )
 
 
 class _Interval:
@@ -219,6 +280,7 @@ class _Interval:
     def reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._num_added = 0
+        self._weights_fault_step = -1
         self._first_bad_step = torch.full((), -1, device=self._device, dtype=torch.long)
         self.waiting_s = 0.0
         self._started = time.perf_counter()
@@ -234,24 +296,38 @@ class _Interval:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._num_added += 1
 
+    def mark_bad(self, step: int) -> None:
+        """Notes that the weights were not finite after ``step``."""
+        self._weights_fault_step = step
+        self._first_bad_step = torch.where(self._first_bad_step < 0, step, self._first_bad_step)
+
     def reduce(self, context: RankContext) -> tuple[dict[str, float], int, bool]:
-        """Means over ranks, this rank's first bad step (or the world's, where only others saw one), stop flag."""
+        """Means over ranks, the first step at which any rank saw a fault (-1: none), and the stop flag."""
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
-        flags = torch.stack([self._first_bad_step.float(), sums.new_tensor(float(context.should_stop()))])
+        # The first of all ranks as a maximum, so that one reduction serves both flags.
+        earliness = torch.where(self._first_bad_step < 0, -torch.inf, -self._first_bad_step.double())
+        flags = torch.stack([earliness, earliness.new_tensor(float(context.should_stop()))])
         if context.num_ranks > 1:
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        own_bad_step = int(self._first_bad_step)
         means = (sums / (self._num_added * context.num_ranks)).tolist()
-        values = dict(zip(names, means, strict=True))
-        elapsed_s = time.perf_counter() - self._started
-        values["steps_per_s"] = self._num_added / elapsed_s
-        values["waiting_for_data_share"] = self.waiting_s / elapsed_s
-        return values, own_bad_step if own_bad_step >= 0 else int(flags[0]), bool(flags[1] > 0)
+        first_bad, stop = flags.tolist()
+        bad_step = -1 if first_bad == -float("inf") else int(-first_bad)
+        return dict(zip(names, means, strict=True)), bad_step, stop > 0
 
-    def keys_of(self, step: int) -> list[str]:
-        return next((keys for recent_step, keys in self._recent if recent_step == step), [])
+    def speed(self) -> dict[str, float]:
+        """How fast this rank went: what differs from run to run."""
+        elapsed_s = time.perf_counter() - self._started
+        return {"steps_per_s": self._num_added / elapsed_s, "waiting_for_data_share": self.waiting_s / elapsed_s}
+
+    def fault_at(self, step: int) -> tuple[str, list[str]]:
+        """What this rank saw first at ``step`` (empty: nothing) and its samples of that step."""
+        if int(self._first_bad_step) != step:
+            return "", []
+        what = "weights are not finite after the update" if step == self._weights_fault_step else "loss is not finite"
+        keys = [key for recent_step, recent_keys in self._recent if recent_step == step for key in recent_keys]
+        return what, keys
 
 
 def _start_engine(job: TrainJob, context: RankContext) -> tuple[Any, torch.device]:
@@ -287,6 +363,13 @@ def _start_engine(job: TrainJob, context: RankContext) -> tuple[Any, torch.devic
         },
     )
     return engine, device
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Whether all trained weights are; under ZeRO stage 3 this rank's part of them."""
+    parts = [getattr(p, "ds_tensor", p).detach() for p in module.parameters() if p.requires_grad]
+    # An infinite or NaN element makes the sum so; one number a tensor is moved instead of a mask.
+    return bool(torch.stack([part.float().sum() for part in parts]).isfinite().all())
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Commands that run or compile pipelines: ``intern run``, ``adapt`` and ``compile``."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intern_vision.cli import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.config import canonical_json, parse_json_object, text_digest
+from intern_vision.console import StageProgress, reporting_errors, show
+from intern_vision.errors import ConfigError
+
+Preset = Annotated[str, typer.Option("--preset", help="smoke, nano or small.")]
+Override = Annotated[str, typer.Option("--override", help="JSON object of changes to the preset.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Refuse (or accept) a changed config.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded servers running.")]
+Ranks = Annotated[int, typer.Option("--num-ranks", min=1, help="Training processes.")]
+DEFAULT_RANKS = min(2, os.cpu_count() or 1)
+DEFAULT_MODEL = "models:/intern-generalist@candidate"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands; the entry point."""
+    app.command()(run)
+    app.command()(adapt)
+    app.command(name="compile")(compile_)
+
+
+def run(
+    preset: Preset = "nano",
+    override: Override = "",
+    name: Annotated[str, typer.Option("--name", help="Name of the run; the preset's where empty.")] = "",
+    num_ranks: Ranks = DEFAULT_RANKS,
+    resume: Resume = True,
+    keep: Keep = False,
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run INTERN end to end on this machine: data, search, amateur, experts, generalist, adaptation, report."""
+    from intern_vision.presets import resolve
+
+    with reporting_errors(debug, as_json):
+        config = resolve(preset, override)
+        arguments = {"preset": preset, "overrides": override, "downstream_sets": list(config.downstream_sets)}
+        _execute("intern", name or preset, arguments, config.to_dict(), state_dir, num_ranks, resume, keep, as_json)
+
+
+def adapt(
+    data: Annotated[
+        Path, typer.Option("--data", exists=True, help="Image folder, COCO json, labels.csv, masks or depth.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Registered model to start from.")] = DEFAULT_MODEL,
+    name: Annotated[str, typer.Option("--name", help="Name of the dataset; the folder's where empty.")] = "",
+    preset: Preset = "nano",
+    override: Override = "",
+    resume: Resume = True,
+    keep: Keep = False,
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Adapt a registered model to your own labelled images and register the result."""
+    from intern_vision.presets import resolve
+
+    with reporting_errors(debug, as_json):
+        dataset = _dataset_name(name or data.absolute().stem)
+        changes = {
+            "downstream": {"path": str(data.absolute()), "content_digest": _content_digest(data)},
+            "adapt": {"shares": [1.0]},
+        }
+        own = parse_json_object(override, "overrides") if override.strip() else {}
+        for section, values in changes.items():
+            own[section] = values | own.get(section, {})
+        config = resolve(preset, json.dumps(own))
+        arguments = {"datasets": [dataset], "model": model, "preset": preset, "overrides": json.dumps(own)}
+        identity = {"data": config.downstream.to_dict(), "adapt": config.adapt.to_dict(), "model": model}
+        _execute("adapt", f"adapt-{dataset}", arguments, identity, state_dir, 1, resume, keep, as_json)
+
+
+def compile_(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the YAML files.")] = Path("compiled"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write every pipeline as YAML for a Kubeflow Pipelines cluster."""
+    from intern_pipelines.compiled import write_all
+
+    with reporting_errors(debug, as_json):
+        written = write_all(out)
+        show({"files": [str(path) for path in written]}, [str(path) for path in written], as_json)
+
+
+def _execute(
+    pipeline: str,
+    name: str,
+    arguments: dict[str, Any],
+    identity: dict[str, Any],
+    state_dir: Path,
+    num_ranks: int,
+    resume: bool,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    from intern_pipelines.runner import LocalRun
+
+    local_run = LocalRun(
+        name=name,
+        pipeline=pipeline,
+        arguments=arguments,
+        identity=identity,
+        state_dir=state_dir,
+        num_ranks=num_ranks,
+    )
+    with StageProgress(quiet=as_json) as progress:
+        local_run.execute(progress, resume=resume, keep=keep)
+    value, lines = _summary(local_run, keep)
+    show(value, lines, as_json)
+
+
+def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
+    """The table, where the report lies, and what to do next."""
+    files = local_run.results(("report.html", "table.json", "table.txt"), "report")
+    (registered_path,) = local_run.results(("registered.json",), "export")
+    registered = json.loads(registered_path.read_text())
+    report, table, text = files
+    names = [f"{model['name']}@{model['alias']}" for model in registered]
+    state = "" if str(local_run.state_dir) == str(DEFAULT_STATE) else f" --state-dir {local_run.state_dir}"
+    lines = [text.read_text().rstrip(), "", f"report     {report}"]
+    lines.append(f"models     {', '.join(names) or 'none registered'}")
+    lines.append(f"MLflow     {local_run.servers.mlflow_uri if keep else f'intern up{state} shows its address'}")
+    if names:
+        lines.append(f"next       intern predict {names[-1]} PICTURE.jpg{state}")
+        lines.append(f"           intern lineage {names[0]}{state}")
+    value = {"report": str(report), "table": json.loads(table.read_text()), "models": registered}
+    return value, lines
+
+
+def _dataset_name(text: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not name:
+        raise ConfigError(f"--name: expected letters or digits, got {text!r}")
+    return name
+
+
+def _content_digest(data: Path) -> str:
+    """Digest of names, sizes and times of the files: changed data is prepared anew."""
+    files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
+    return text_digest(canonical_json([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]))

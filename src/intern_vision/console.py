@@ -1,0 +1,90 @@
+"""What the command line shows: progress of the stages, errors as one line, results for people or as JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from intern_vision.errors import InternError
+
+
+class StageProgress:
+    """A live table of stages on a terminal; plain lines elsewhere; nothing under ``--json``.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._quiet = quiet
+        self._live = not quiet and self._console.is_terminal
+        self._tasks: dict[str, Any] = {}
+        self._progress: Any = None
+
+    def __enter__(self) -> "StageProgress":
+        if self._live:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.fields[mark]} {task.description:<28}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=self._console,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes one event of ``intern_vision.events``."""
+        if self._progress is not None:
+            self._update(event)
+        elif not self._quiet and event["event"] in ("started", "cached", "done", "failed", "note"):
+            note = event.get("note") or (f"{event['wall_s']:.1f} s" if "wall_s" in event else "")
+            at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+            print(f"{at} {event['stage']}: {event['event']} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _update(self, event: dict[str, Any]) -> None:
+        name, kind = event["stage"], event["event"]
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None, mark="[cyan]>", note="")
+        task = self._tasks[name]
+        if kind == "step":
+            self._progress.update(task, total=event["total"], completed=event["done"])
+        elif kind in ("done", "cached"):
+            note = "" if kind == "done" else "committed before"
+            self._progress.update(task, total=1, completed=1, mark="[green]✓", note=note)
+        elif kind == "failed":
+            self._progress.update(task, mark="[red]✗", note=event["note"][:100])
+        elif kind == "note":
+            self._progress.update(task, note=event["note"])
+
+
+def show(value: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    """Prints a result: its lines for people, or one JSON object for machines."""
+    print(json.dumps(value, indent=1, default=str) if as_json else "\n".join(lines))
+
+
+@contextmanager
+def reporting_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
+    """Turns an ``InternError`` into one line on standard error and its exit code; a traceback only with ``debug``."""
+    try:
+        yield
+    except InternError as error:
+        if debug:
+            raise
+        if as_json:
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,224 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import helpers
+import pytest
+import torch
+import toy_training
+from toy_training import PoisonedSource, ToySource, error_of, run_toy, toy_checkpoints, toy_job, weights_of
+
+from intern_vision.config import changed_fields
+from intern_vision.data.loader import make_loader
+from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
+from intern_vision.stages import expert
+from intern_vision.train.trainer import RankContext, Trainer
+
+
+def assert_close(one, other, atol=1e-5):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def batch_keys(step, batch_size=8, rank=0, num_ranks=1, seed=0):
+    batches = make_loader(
+        ToySource(),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=step,
+        num_steps=1,
+        rank=rank,
+        num_ranks=num_ranks,
+        transform=lambda sample, rng: sample,
+    )
+    return next(batches)["keys"]
+
+
+@pytest.fixture(scope="module")
+def poisoned_index() -> int:
+    """A sample that rank 1 of 2 sees first, at step 2."""
+    seen = {key for step in range(2) for key in batch_keys(step)}
+    key = next(key for key in batch_keys(2, rank=1, num_ranks=2) if key not in seen)
+    return int(key.removeprefix("toy-"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, poisoned_index):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, toy_training.__file__, str(folder), str(poisoned_index)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return folder, found
+
+
+@pytest.mark.parametrize("zero_stage", range(4))
+@pytest.mark.parametrize("kind", ["clip", "mean"])
+def test_two_ranks_equal_one_with_the_joint_batch(two_ranks, kind, zero_stage):
+    folder, found = two_ranks
+    job = toy_job(kind)
+    events = run_toy(job)
+    losses = [event["metrics"]["loss"] for event in events]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert found[0][f"{kind}{zero_stage}_losses"] == pytest.approx(losses, abs=1e-5)
+    for rank in range(2):
+        assert_close(torch.load(folder / f"{kind}{zero_stage}-{rank}.pt"), weights_of(job))
+
+
+def test_every_rank_names_the_step_and_the_samples_that_broke_the_loss(two_ranks, poisoned_index):
+    # Rank 1 sees the sample at step 2; its update then breaks rank 0 as well, at step 3.
+    _, found = two_ranks
+    for rank in range(2):
+        error = found[rank]["poisoned"]
+        assert error["type"] == "TrainingError"
+        assert "not finite at step 2" in error["message"]
+        assert "rank 1" in error["message"] and f"toy-{poisoned_index:02d}" in error["message"]
+
+
+def test_one_rank_goes_on_from_two(two_ranks):
+    folder, found = two_ranks
+    assert found[0]["stopped"]["type"] == found[1]["stopped"]["type"] == "RetryableError"
+    job, undisturbed = toy_job(log_every=3), toy_job(log_every=3)
+    events = run_toy(job, toy_checkpoints(folder / "zero0"))
+    assert {"event": "resumed", "done": 3, "total": 6} in events
+    run_toy(undisturbed)
+    assert_close(weights_of(job), weights_of(undisturbed))
+
+
+def test_partitioned_state_needs_the_same_number_of_ranks(two_ranks):
+    folder, found = two_ranks
+    assert found[0]["stopped_zero1"]["type"] == "RetryableError"
+    with pytest.raises(CheckpointError, match="2 ranks"):
+        run_toy(toy_job(log_every=3, zero_stage=1), toy_checkpoints(folder / "zero1"))
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_zero_stages_train_alike_and_leave_whole_weights(zero_stage):
+    plain, partitioned = toy_job(), toy_job(zero_stage=zero_stage)
+    run_toy(plain)
+    run_toy(partitioned)
+    assert_close(weights_of(partitioned), weights_of(plain))
+
+
+def test_accumulation_equals_the_big_batch_for_a_mean_loss():
+    whole, parts = toy_job("mean"), toy_job("mean", num_accumulation=4)
+    one, other = run_toy(whole), run_toy(parts)
+    assert_close(weights_of(parts), weights_of(whole))
+    assert [e["metrics"]["loss"] for e in other] == pytest.approx([e["metrics"]["loss"] for e in one], abs=1e-5)
+
+
+def test_batch_must_divide_into_ranks_and_micro_batches():
+    with pytest.raises(ConfigError, match="num_accumulation"):
+        helpers.trainer_config().with_overrides({"num_accumulation": 3})
+    with pytest.raises(ConfigError, match=r"ranks x micro-batches = 6, got 8"):
+        Trainer(toy_job(num_accumulation=2), RankContext(num_ranks=3))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, zero_stage):
+    settings = {"num_steps": 9, "checkpoint_every": 2, "log_every": 3, "zero_stage": zero_stage}
+    undisturbed, stopped, resumed = toy_job(**settings), toy_job(**settings), toy_job(**settings)
+    whole = run_toy(undisturbed)
+    with pytest.raises(RetryableError, match="stopped at step 6 of 9"):
+        run_toy(stopped, toy_checkpoints(tmp_path), stop_at=4)
+    events = run_toy(resumed, toy_checkpoints(tmp_path))
+    assert {"event": "resumed", "done": 6, "total": 9} in events
+    for name, tensor in weights_of(undisturbed).items():
+        assert torch.equal(tensor, weights_of(resumed)[name]), name
+    metrics = [(event["done"], event["metrics"]) for event in whole]
+    assert [(e["done"], e["metrics"]) for e in events if e["event"] in ("past_step", "step")] == metrics
+
+
+def test_stop_without_checkpoints_still_ends_as_retryable():
+    with pytest.raises(RetryableError, match="stopped at step 2 of 6"):
+        run_toy(toy_job(log_every=2), stop_at=1)
+
+
+def test_a_request_to_stop_at_the_last_step_is_too_late():
+    assert run_toy(toy_job(log_every=3), stop_at=2)[-1]["done"] == 6
+
+
+@pytest.mark.parametrize("field", ["temperature", "width"])
+def test_checkpoint_of_another_config_names_the_changed_field(tmp_path, field, monkeypatch):
+    before, after = {"loss": {"temperature": 1, "width": 6}}, {"loss": {"temperature": 1, "width": 6}}
+    after["loss"][field] = 7
+    with pytest.raises(RetryableError):
+        run_toy(toy_job(identity=before, log_every=3), toy_checkpoints(tmp_path), stop_at=1)
+    job = toy_job(identity=after)
+    if field == "width":  # other shapes as well
+        monkeypatch.setattr(toy_training, "WIDTH", 7)
+        job = toy_job(identity=after)
+    assert changed_fields(before, after)
+    with pytest.raises(CheckpointError, match=rf"loss\.{field}: \d -> 7"):
+        run_toy(job, toy_checkpoints(tmp_path))
+
+
+def test_gradients_that_are_not_finite_are_an_error_even_in_the_last_step():
+    class Root(toy_training.ToyClip):
+        def forward(self, batch):
+            losses, values = super().forward(batch)
+            return {"mean": losses["mean"] + (0 * losses["mean"]).sqrt()}, values
+
+    job = toy_job("mean", num_steps=1)
+    job.objective = Root("mean")
+    assert "weights are not finite after the update at step 0; samples" in error_of(job)["message"]
+
+
+def test_seeds_decide_the_order():
+    one, same, other = (toy_job(seed=seed) for seed in (0, 0, 1))
+    losses = [[event["metrics"]["loss"] for event in run_toy(job)] for job in (one, same, other)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_metrics_are_means_over_the_steps_since_the_last_report():
+    by_step = [event["metrics"]["loss"] for event in run_toy(toy_job("mean"))]
+    events = run_toy(toy_job("mean", log_every=3))
+    assert [event["metrics"]["loss"] for event in events] == pytest.approx(
+        [sum(by_step[:3]) / 3, sum(by_step[3:]) / 3], rel=1e-6
+    )
+    assert events[0]["speed"]["steps_per_s"] > 0 and 0 <= events[0]["speed"]["waiting_for_data_share"] <= 1
+
+
+def test_learning_rate_follows_the_schedule():
+    rates = [event["metrics"]["learning_rate"] for event in run_toy(toy_job(num_steps=4, warmup_share=0.5))]
+    # Reported after a step: the next step's rate.
+    assert rates == pytest.approx([0.05, 0.05, 0.025, 0.0])
+
+
+def test_a_sample_of_a_real_objective_that_breaks_the_loss_is_named(world, tmp_path):
+    amateur = helpers.save_backbone(world, tmp_path / "amateur")
+    config = expert.Config(
+        family="multilabel", trainer=helpers.trainer_config(log_every=4), head=helpers.HEAD, augment=helpers.AUGMENT
+    )
+    job = expert.build(config, world.workspace(tmp_path / "work", data=world.upstream, amateur=amateur))
+    augment, poisoned = job.transform, []
+
+    def poisoning(sample, rng):
+        example = augment(sample, rng)
+        if not poisoned and len(seen) >= 8:
+            poisoned.append(sample.key)
+        if sample.key in poisoned:
+            example["concepts"] = example["concepts"] * float("nan")
+        seen.append(sample.key)
+        return example
+
+    seen: list[str] = []
+    job.transform = poisoning
+    message = error_of(job)["message"]
+    assert "loss is not finite at step 1" in message and poisoned[0] in message
+    assert "\n" not in message and "trainer.learning_rate" in message
+
+
+def test_poisoned_single_rank_raises_at_its_next_report():
+    with pytest.raises(TrainingError, match="at step 0"):
+        run_toy(toy_job("mean", PoisonedSource(int(batch_keys(0)[0].removeprefix("toy-"))), num_steps=2))
