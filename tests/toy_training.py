@@ -135,7 +135,7 @@ def main(folder: Path, index_to_poison: int) -> None:
     found["poisoned"] = error_of(toy_job("mean", PoisonedSource(index_to_poison), log_every=6))
     found["stopped"] = error_of(toy_job(log_every=3), checkpoints=toy_checkpoints(folder / "zero0"), stop_at=1)
     found["stopped_zero1"] = error_of(
-        toy_job(log_every=3, zero_stage=1), checkpoints=toy_checkpoints(folder / "zero1"), stop_at=3
+        toy_job(log_every=3, zero_stage=1), checkpoints=toy_checkpoints(folder / "zero1"), stop_at=1
     )
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

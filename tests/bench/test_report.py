@@ -248,8 +248,8 @@ def test_page_without_optional_inputs_leaves_their_sections_out(made, monkeypatc
     only_intern = tuple(ref for ref in inputs["scores"] if ref.name.startswith("intern"))
     ref = run_stage("report", stage.Config(), Inputs(scores=only_intern[:1]))
     page = Page(run.store.read(join_uri(ref.uri, "report.html")).decode())
-    assert "Data" not in page.headings and "Training" not in page.headings
-    assert "Summary" in page.headings and "How to use" in page.headings
+    assert "Data" not in page.headings
+    assert {"Summary", "Training", "How to use"} <= set(page.headings)
 
 
 def test_stage_names_the_arms_it_looked_for(made, monkeypatch, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
             summary=_summary(config, records.values()),
             records=tuple(records.values()),
             data=[_sample_grid(context, ref, config.num_examples) for ref in inputs.many("data")],
-            curves=[curve for ref in inputs.many("models") if (curve := read_curve(store, records[ref.uri]))],
+            curves=_curves(store, records.values()),
             examples=_examples(store, scores, records, table),
             lineages=_graphs(store, arms[config.candidate]),
             registered=_registered(store, inputs.optional("registered")),
@@ -147,8 +146,14 @@ def read_curve(store: Store, record: Record) -> Curve | None:
         name=record.ref.name,
         steps=steps,
         losses={name: [float(rows[step].get(name, "nan")) for step in steps] for name in names},
-        steps_per_s=statistics.median(float(rows[step].get("steps_per_s", 0)) for step in steps),
+        steps_per_s=float(record.facts.get("steps_per_s", 0)),
     )
+
+
+def _curves(store: Store, records: Iterable[Record]) -> list[Curve]:
+    """The losses of every training that a result came from, in the order they were run."""
+    trained = sorted((r for r in records if r.stage in TRAINING_STAGES), key=lambda record: record.started_unix_s)
+    return [curve for record in trained if (curve := read_curve(store, record))]
 
 
 def _records(store: Store, lineages: Iterable[Lineage]) -> dict[str, Record]:

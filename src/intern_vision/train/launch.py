@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -165,13 +166,15 @@ def die_with_parent() -> None:
 
 def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]) -> None:
     history_path = context.output_dir / HISTORY_FILE
+    speeds: list[float] = []
     with os.fdopen(read_end, encoding="utf-8") as pipe, open(history_path, "a", encoding="utf-8") as history:
         for line in pipe:
             event = json.loads(line)
             if event["event"] == "step":
                 metrics, speed = event["metrics"], event["speed"]
                 _record(event["done"], metrics, speed, context, history)
-                context.facts["num_steps"] = event["done"]
+                speeds.append(speed["steps_per_s"])
+                context.facts |= {"num_steps": event["done"], "steps_per_s": statistics.median(speeds)}
                 context.progress.step(
                     event["done"], event["total"], f"loss {metrics['loss']:.4g} {speed['steps_per_s']:.2f} steps/s"
                 )
