@@ -259,6 +259,7 @@ def main(payload_json: str) -> int:
     except InternError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code
+    print(f"torch imported: {'torch' in sys.modules}")
     print(ref.to_json(), flush=True)
     return 0
 

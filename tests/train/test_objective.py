@@ -161,7 +161,7 @@ def test_order_of_pairs_does_not_matter():
     one, _ = image_text(weights, drop_path=0.0)(batch)  # training mode: BatchNorm sees the same set of images
     other, _ = image_text(weights, drop_path=0.0)(shuffled)
     for name, loss in one.items():
-        assert float(other[name]) == pytest.approx(float(loss), rel=1e-4), name
+        assert float(other[name]) == pytest.approx(float(loss), rel=1e-4, abs=1e-6), name
     crossed = batch | {"tokens_BL": batch["tokens_BL"][order]}
     assert abs(float(image_text(weights, drop_path=0.0)(crossed)[0]["image_text"]) - float(one["image_text"])) > 1e-4
 
@@ -188,13 +188,15 @@ def test_a_caption_is_never_its_own_neighbour():
 
 
 def test_all_parameters_learn():
-    objective = image_text()
-    torch.manual_seed(0)
-    losses, _ = objective(batch_of())
-    sum(losses.values()).backward()
+    objective = image_text(drop_path=0.0)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    for _ in range(2):  # the branches' last BatchNorms start at 0, so what lies before them learns from step 1 on
+        optimizer.zero_grad()
+        losses, _ = objective(batch_of())
+        sum(losses.values()).backward()
+        optimizer.step()
     still = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # A bias before BatchNorm or softmax over positions has no effect; there must be no other.
-    assert not [name for name in still if not name.endswith((".bias", "position.weight"))], still
+    assert not still
 
 
 def multi_task(**settings):

@@ -106,7 +106,10 @@ def decode(config: Config, params: dict[str, Any]) -> Genotype:
     stages = []
     for index, stage in enumerate(template.stages):
         is_last = index == len(template.stages) - 1
-        unit = template.head_size if stage.operator in ("attention", "cross_covariance") else 8
+        # Attention splits both its input and its output into heads.
+        neighbours = template.stages[index : index + 2]
+        has_heads = any(each.operator in ("attention", "cross_covariance") for each in neighbours)
+        unit = template.head_size if has_heads else 8
         width = max(unit, round(stage.width * params[f"width_factor_{index}"] / unit) * unit)
         stages.append(
             StageGene(
