@@ -1,7 +1,8 @@
 """Down-A on one dataset, with its test scores, as a component."""
 
-from intern_components.base import component
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from intern_components.base import component
 
 
 @component

@@ -2,8 +2,9 @@
 
 from typing import List, Optional
 
-from intern_components.base import component
 from kfp.dsl import Artifact, Input, Model, Output
+
+from intern_components.base import component
 
 
 @component

@@ -1,7 +1,8 @@
 """Finding a registered model's weights, as a component."""
 
-from intern_components.base import component
 from kfp.dsl import Model, Output
+
+from intern_components.base import component
 
 
 @component

@@ -1,7 +1,8 @@
 """The prepare stage as a component."""
 
-from intern_components.base import component
 from kfp.dsl import Dataset, Output
+
+from intern_components.base import component
 
 
 @component

@@ -2,8 +2,9 @@
 
 from typing import List, Optional
 
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
+
 from intern_components.base import component
-from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 
 @component
@@ -16,8 +17,6 @@ def report(
     result: Output[Artifact],
     page: Output[HTML],
     upstream: Optional[Input[Dataset]] = None,
-    generalist: Optional[Input[Model]] = None,
-    clip: Optional[Input[Model]] = None,
     baseline_scores: Optional[Input[List[Artifact]]] = None,
 ):
     """Writes the run's report.
@@ -27,16 +26,14 @@ def report(
         overrides: JSON object of changes to the preset; empty for none.
         downstream: The downstream datasets.
         scores: INTERN's scores.
-        registered: The list of registered versions.
+        registered: The registered versions.
         result: Ref of the report.
         page: The report itself.
         upstream: The upstream dataset.
-        generalist: The generalist's weights.
-        clip: The baseline's weights.
         baseline_scores: The baseline's scores.
     """
     from intern_vision.steps import paths, write_report
 
-    inputs = {"data": paths(upstream) + paths(downstream), "models": paths(generalist) + paths(clip)}
-    inputs |= {"scores": paths(scores) + paths(baseline_scores), "registered": paths(registered)}
+    inputs = {"data": paths(upstream) + paths(downstream), "scores": paths(scores) + paths(baseline_scores)}
+    inputs |= {"registered": paths(registered)}
     write_report(preset, overrides, inputs, result.path, page.path)

@@ -1,7 +1,8 @@
 """The search stage as a component."""
 
-from intern_components.base import component
 from kfp.dsl import Artifact, Dataset, Input, Output
+
+from intern_components.base import component
 
 
 @component

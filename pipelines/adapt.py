@@ -2,15 +2,15 @@
 
 from typing import List
 
+from kfp import dsl
+from kfp.dsl import HTML
+
 from intern_components.adapt import adapt as adapt_component
 from intern_components.export import export
 from intern_components.find import find
 from intern_components.prepare import prepare
 from intern_components.report import report
 from intern_pipelines.platform import step
-from kfp import dsl
-from kfp.dsl import HTML
-
 from intern_vision.presets import CANDIDATE
 
 DEFAULT_MODEL = "models:/intern-generalist@candidate"

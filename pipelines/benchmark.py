@@ -2,10 +2,10 @@
 
 from typing import List
 
-from intern_pipelines.adapt import DEFAULT_MODEL, adapt
 from kfp import dsl
 from kfp.dsl import HTML
 
+from intern_pipelines.adapt import DEFAULT_MODEL, adapt
 from intern_vision.presets import CANDIDATE, DOWNSTREAM_SETS
 
 

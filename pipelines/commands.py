@@ -20,6 +20,8 @@ Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded servers r
 Ranks = Annotated[int, typer.Option("--num-ranks", min=1, help="Training processes.")]
 DEFAULT_RANKS = min(2, os.cpu_count() or 1)
 DEFAULT_MODEL = "models:/intern-generalist@candidate"
+RESERVED_NAMES = ("upstream", "generalist")
+"""The upstream dataset, and what an adapted model must not be registered as."""
 
 
 def register(app: typer.Typer) -> None:
@@ -45,6 +47,8 @@ def run(
 
     with reporting_errors(debug, as_json):
         config = resolve(preset, override)
+        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            raise ConfigError(f"--name: expected up to 63 letters, digits, dots, dashes or underscores, got {name!r}")
         arguments = {"preset": preset, "overrides": override, "downstream_sets": list(config.downstream_sets)}
         _execute("intern", name or preset, arguments, config.to_dict(), state_dir, num_ranks, resume, keep, as_json)
 
@@ -74,7 +78,8 @@ def adapt(
         }
         own = parse_json_object(override, "overrides") if override.strip() else {}
         for section, values in changes.items():
-            own[section] = values | own.get(section, {})
+            given = own.get(section, {})
+            own[section] = values | given if isinstance(given, dict) else given
         config = resolve(preset, json.dumps(own))
         arguments = {"datasets": [dataset], "model": model, "preset": preset, "overrides": json.dumps(own)}
         identity = {"data": config.downstream.to_dict(), "adapt": config.adapt.to_dict(), "model": model}
@@ -143,6 +148,8 @@ def _dataset_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not name:
         raise ConfigError(f"--name: expected letters or digits, got {text!r}")
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"--name: {name!r} is taken by INTERN itself; give the dataset another name")
     return name
 
 

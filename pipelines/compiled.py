@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from intern_pipelines.local import PIPELINES, load_pipeline
 from intern_pipelines.platform import finish
 

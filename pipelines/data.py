@@ -2,11 +2,11 @@
 
 from typing import List
 
-from intern_components.prepare import prepare
-from intern_pipelines.platform import step
 from kfp import dsl
 from kfp.dsl import Dataset
 
+from intern_components.prepare import prepare
+from intern_pipelines.platform import step
 from intern_vision.presets import DOWNSTREAM_SETS
 
 

@@ -2,15 +2,15 @@
 
 from typing import List
 
+from kfp import dsl
+from kfp.dsl import HTML
+
 from intern_components.adapt import adapt
 from intern_components.export import export
 from intern_components.prepare import prepare
 from intern_components.report import report
 from intern_pipelines.platform import step
 from intern_pipelines.pretrain import upstream_stages
-from kfp import dsl
-from kfp.dsl import HTML
-
 from intern_vision.presets import BASELINE, CANDIDATE, DOWNSTREAM_SETS
 
 
@@ -56,8 +56,6 @@ def intern(preset: str = "nano", overrides: str = "", downstream_sets: List[str]
         overrides=overrides,
         upstream=upstream.outputs["result"],
         downstream=dsl.Collected(downstream.outputs["result"]),
-        generalist=stages.outputs["generalist"],
-        clip=stages.outputs["clip"],
         scores=dsl.Collected(ours.outputs["scores"]),
         baseline_scores=dsl.Collected(theirs.outputs["scores"]),
         registered=registered.outputs["result"],

@@ -35,12 +35,16 @@ _RETRY = {
 def step(task: dsl.PipelineTask, name: str, *, trains: bool = False) -> dsl.PipelineTask:
     """Names a task and gives its pod addresses and credentials; training pods also get shared memory.
 
+    Kubeflow's own cache is off: it knows neither that an alias moved nor that the code in an image changed,
+    and a stage finds its committed output by itself.
+
     Args:
         task: a component in a pipeline.
         name: what the UI shows.
         trains: whether the step runs ranks, which exchange tensors through ``/dev/shm``.
     """
     task.set_display_name(name)
+    task.set_caching_options(False)
     kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_SECRET_KEYS)
     kubernetes.use_config_map_as_env(task, config_map_name=SETTINGS, config_map_key_to_env=_SETTING_KEYS)
     if trains:

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model
+
 from intern_components.prepare import prepare
 from intern_components.search import search
 from intern_components.train import train
 from intern_pipelines.platform import step
-from kfp import dsl
-from kfp.dsl import Dataset, Input, Model
 
 FAMILIES = ["multilabel", "detect", "segment", "depth"]
 

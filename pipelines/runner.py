@@ -18,12 +18,14 @@ from intern_vision import errors, services, track
 from intern_vision.config import changed_fields
 from intern_vision.errors import ConfigError, InternError, RetryableError
 from intern_vision.ref import Ref
+from intern_vision.service_state import make_private_folder, write_private
 from intern_vision.stages.base import read_ref
 from intern_vision.steps import STOP_FILE
 from intern_vision.store import join_uri, open_store
 from intern_vision.train.launch import die_with_parent
 
 RESULT_FILES = {"report": ("report.html", "table.json", "table.txt"), "export": ("registered.json",)}
+KFP_FOLDER = "kfp"
 STOP_AFTER_S = 60.0
 POLL_S = 0.2
 
@@ -71,6 +73,7 @@ class LocalRun:
             ConfigError: the run exists with another config and ``resume`` is set; names the fields.
             InternError: of the class that the first failing stage raised.
         """
+        make_private_folder(self.state_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._check_config(resume)
@@ -80,9 +83,10 @@ class LocalRun:
                 track.replay(self.state_dir / "spool")
                 with track.Tracker.for_pipeline(self.name, self.state_dir / "spool") as tracker:
                     tracker.set_tags(
-                        {"intern.pipeline": self.pipeline, "intern.preset": self.identity.get("preset", "")}
+                        {"intern.pipeline": self.pipeline, "intern.preset": self.arguments.get("preset", "")}
                     )
-                    self._follow(self._spawn(tracker.run_id or ""), on_event)
+                    with self._temporary_folder() as temporary:
+                        self._follow(self._spawn(tracker.run_id or "", temporary), on_event)
                 self._copy_results()
 
     def ref(self, step: str) -> Ref:
@@ -129,15 +133,24 @@ class LocalRun:
                     f"run {self.name} was started with another config: {'; '.join(changes)}; "
                     "give the same values, choose another --name, or pass --no-resume to go on with the new ones"
                 )
-        path.write_text(json.dumps(self.identity))
-        shutil.rmtree(self.run_dir / "refs", ignore_errors=True)
+        write_private(path, json.dumps(self.identity))
+        for name in ("refs", KFP_FOLDER):
+            shutil.rmtree(self.run_dir / name, ignore_errors=True)
         for name in (STOP_FILE, "events.jsonl"):
             (self.run_dir / name).unlink(missing_ok=True)
 
-    def _spawn(self, parent_run_id: str) -> "subprocess.Popen[bytes]":
-        temporary = self.run_dir / "tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+    @contextmanager
+    def _temporary_folder(self) -> Iterator[Path]:
+        """Where steps put temporary files, of which the local runner leaves some for each step."""
+        folder = self.run_dir / "tmp"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _spawn(self, parent_run_id: str, temporary: Path) -> "subprocess.Popen[bytes]":
         environment = os.environ | {
             "INTERN_STATE": str(self.state_dir.absolute()),
             "INTERN_RUN_DIR": str(self.run_dir.absolute()),
@@ -146,14 +159,13 @@ class LocalRun:
             "INTERN_NUM_RANKS": str(self.num_ranks),
             "INTERN_PARENT_RUN_ID": parent_run_id,
             "PYTHONUNBUFFERED": "1",
-            # The local runner leaves a folder for each step there; it goes with the run's next start.
             "TMPDIR": str(temporary.absolute()),
         }
         environment.pop("MLFLOW_RUN_ID", None)
         command = [sys.executable, "-m", "intern_pipelines.local", self.pipeline, json.dumps(self.arguments)]
         with open(self.log_path, "ab") as log:
             return subprocess.Popen(
-                [*command, str((self.run_dir / "kfp").absolute())],
+                [*command, str((self.run_dir / KFP_FOLDER).absolute())],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

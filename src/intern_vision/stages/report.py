@@ -59,7 +59,7 @@ class Config(base.Config):
 
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
-    """Reads the inputs ``scores``, ``data``, ``models`` and ``registered`` and writes page and tables.
+    """Reads the inputs ``scores``, ``data`` and ``registered`` and writes page and tables.
 
     Raises:
         DataError: no scores of either arm, or an input that cannot be read.
