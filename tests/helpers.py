@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from intern_vision.config import Config
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.heads import HeadConfig
 from intern_vision.models.genotype import Genotype, StageGene
 from intern_vision.ref import Kind, Ref
@@ -24,6 +24,9 @@ from intern_vision.store import digest_of_files, file_sha256, join_uri, open_sto
 from intern_vision.task import Family
 from intern_vision.train.settings import TrainerConfig
 from intern_vision.train.workspace import Workspace
+
+if TYPE_CHECKING:
+    from intern_vision.train.trainer import TrainJob
 
 SIZE_PX = 32
 HEAD = HeadConfig(neck_width=8)
@@ -155,7 +158,19 @@ def save_backbone(
     info = load_info(open_store(world.store_root), world.upstream.uri)
     spec = ModelSpec(genotype=genotype, image_size_px=SIZE_PX, heads=head_specs(info, heads, HEAD))
     VisionModel(spec).save(folder)
-    return commit_folder(world.store_root, "amateur", "weights", f"{folder.parent.name}-{folder.name}", folder)
+    digest = file_sha256(folder / "weights.safetensors")[:8]
+    return commit_folder(world.store_root, "amateur", "weights", f"{folder.name}-{digest}", folder)
+
+
+def train_here(job: "TrainJob") -> list[dict[str, Any]]:
+    """Trains a job in this process, alone; gives the reported events."""
+    from intern_vision.train.launch import start_distributed
+    from intern_vision.train.trainer import RankContext, Trainer
+
+    events: list[dict[str, Any]] = []
+    start_distributed()
+    Trainer(job, RankContext(on_event=events.append)).train()
+    return events
 
 
 class StageProcess:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,19 @@ from helpers import trainer_config
 from torch import nn
 
 from intern_vision.errors import InternError
+from intern_vision.models.vision import ModelSpec, TextSpec, VisionModel
 from intern_vision.store import open_store
 from intern_vision.train.checkpoint import Checkpoints
 from intern_vision.train.launch import start_distributed
 from intern_vision.train.losses import contrastive_loss, gather_rows
-from intern_vision.train.objective import Objective
+from intern_vision.train.objective import ImageTextObjective, Objective
+from intern_vision.train.settings import SignalWeights
 from intern_vision.train.trainer import RankContext, Trainer, TrainJob
 
 WIDTH = 6
 NUM_SAMPLES = 40
+VOCAB_SIZE, MASK_ID, LENGTH = 300, 297, 16
+SIGNALS = ("image_text", "multi_view", "image_self", "text_self", "neighbour")
 
 
 class ToyClip(Objective):
@@ -121,6 +126,51 @@ def error_of(job: TrainJob, **settings: Any) -> dict[str, str]:
     return {}
 
 
+def image_text(weights=None, queue_rows=32, **genotype):
+    torch.manual_seed(0)
+    text = TextSpec(vocab_size=VOCAB_SIZE, **helpers.TEXT.to_dict())
+    spec = ModelSpec(genotype=helpers.GENOTYPE.with_overrides(genotype), image_size_px=helpers.SIZE_PX, text=text)
+    return ImageTextObjective(VisionModel(spec), weights or SignalWeights(), mask_id=MASK_ID, queue_rows=queue_rows)
+
+
+def only(**weights):
+    return SignalWeights(**{name: 0.0 for name in SIGNALS} | {"image_text": 1.0} | weights)
+
+
+def batch_of(num_pairs=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_pairs, 3, helpers.SIZE_PX, helpers.SIZE_PX)
+
+    def tokens():
+        ids = torch.randint(1, MASK_ID, (num_pairs, LENGTH), generator=generator)
+        ids[:, 0], ids[:, 9], ids[:, 10:] = MASK_ID + 1, MASK_ID + 2, 0
+        return ids
+
+    return {
+        "image_BCHW": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        "second_image_BCHW": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        "tokens_BL": tokens(),
+        "second_tokens_BL": tokens(),
+        "keys": [str(pair) for pair in range(num_pairs)],
+    }
+
+
+def joint_gradients(folder: Path) -> None:
+    """Losses and gradients of the contrasts on this rank's share of a batch, averaged as the engine does."""
+    rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    objective = image_text(only(multi_view=0.3, neighbour=0.2)).eval()  # eval: BatchNorm takes each image alone
+    batch = {name: value for name, value in batch_of(8).items() if torch.is_tensor(value)}
+    losses, _ = objective({name: value.chunk(num_ranks)[rank] for name, value in batch.items()})
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    if num_ranks > 1:
+        for gradient in gradients.values():
+            torch.distributed.all_reduce(gradient)
+            gradient /= num_ranks
+    values = {f"loss/{name}": loss.detach() for name, loss in losses.items()}
+    torch.save(gradients | values | {"queue": objective.queue.rows_QD}, folder / f"joint-{num_ranks}-{rank}.pt")
+
+
 def main(folder: Path, index_to_poison: int) -> None:
     """What needs two real ranks, in one start."""
     start_distributed()
@@ -132,6 +182,7 @@ def main(folder: Path, index_to_poison: int) -> None:
             events, weights = run_toy_whole(job)
             found[f"{kind}{zero_stage}_losses"] = [event["metrics"]["loss"] for event in events]
             torch.save(weights, folder / f"{kind}{zero_stage}-{rank}.pt")
+    joint_gradients(folder)
     found["poisoned"] = error_of(toy_job("mean", PoisonedSource(index_to_poison), log_every=6))
     found["stopped"] = error_of(toy_job(log_every=3), checkpoints=toy_checkpoints(folder / "zero0"), stop_at=1)
     found["stopped_zero1"] = error_of(

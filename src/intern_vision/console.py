@@ -1,5 +1,6 @@
 """What the command line shows: progress of the stages, errors as one line, results for people or as JSON."""
 
+import errno
 import json
 import sys
 import time
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from intern_vision.errors import InternError
+from intern_vision.errors import AccessError, InternError, RetryableError
 
 
 class StageProgress:
@@ -78,9 +79,17 @@ def show(value: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 @contextmanager
 def reporting_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
-    """Turns an ``InternError`` into one line on standard error and its exit code; a traceback only with ``debug``."""
+    """Turns an ``InternError`` into one line on standard error and its exit code; a traceback only with ``debug``.
+
+    A file that cannot be used (no room, no right) is reported the same way.
+    """
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if debug or error.filename is None:
+                raise
+            raise _file_error(error) from None
     except InternError as error:
         if debug:
             raise
@@ -88,3 +97,9 @@ def reporting_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+def _file_error(error: OSError) -> InternError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RetryableError(f"{error.filename}: the disk is full; make room, then run the same command again")
+    return AccessError(f"{error.filename}: {str(error.strerror).lower()}; name a place that this user can use")

@@ -20,18 +20,20 @@ class Progress:
     def __init__(self, name: str) -> None:
         self.name = name
         self._path = os.environ.get("INTERN_EVENTS", "")
-        self._started = time.monotonic()
+        self.restart_clock()
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Reports ``done`` of ``total`` units with an estimate of the time left."""
         elapsed_s = time.monotonic() - self._started
-        left_s = elapsed_s / done * (total - done) if done else float("nan")
+        done_here = done - self._done_before
+        left_s = elapsed_s / done_here * (total - done) if done_here > 0 else float("nan")
         share = 100 * done // total if total else 100
         self._emit(f"{done}/{total} {share}% {left_s:.0f} s left {note}".rstrip(), "step", done=done, total=total)
 
-    def restart_clock(self) -> None:
-        """Starts the estimate anew, for example once slow set-up is over."""
+    def restart_clock(self, done: int = 0) -> None:
+        """Starts the estimate anew, once slow set-up is over or with ``done`` units from an earlier attempt."""
         self._started = time.monotonic()
+        self._done_before = done
 
     def say(self, note: str) -> None:
         """Reports something worth reading once."""

@@ -1,5 +1,6 @@
 """Predictions of a registered model on files, drawn on the pictures."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def predict_files(model: str, images: Sequence[Path], out: Path, head: str | Non
     Args:
         model: ``models:/NAME@ALIAS`` or the address of weights on the store.
         images: JPEG, PNG or other picture files.
-        out: folder for ``<name>-<head>.png``.
+        out: folder for ``<name>-<head>.png``; of pictures with equal names the later ones get a number.
         head: one head's name; None asks all.
 
     Returns:
@@ -50,11 +51,12 @@ def predict_files(model: str, images: Sequence[Path], out: Path, head: str | Non
     with tempfile.TemporaryDirectory() as folder:
         vision = VisionModel.load(best_labelled_dir(fetch(store, read_record(store, uri).ref, Path(folder))))
     out.mkdir(parents=True, exist_ok=True)
+    names = _unique_names(images)
     rows = []
     for name, predictions in vision.predict(pictures, head).items():
         task = vision.spec.heads[name].task
-        for path, picture, prediction in zip(images, pictures, predictions, strict=True):
-            target = out / f"{path.stem}-{name}.png"
+        for path, own_name, picture, prediction in zip(images, names, pictures, predictions, strict=True):
+            target = out / f"{own_name}-{name}.png"
             cv2.imwrite(str(target), cv2.cvtColor(draw_prediction(picture, prediction, task), cv2.COLOR_RGB2BGR))
             rows.append(
                 {
@@ -66,6 +68,14 @@ def predict_files(model: str, images: Sequence[Path], out: Path, head: str | Non
                 }
             )
     return rows
+
+
+def _unique_names(images: Sequence[Path]) -> list[str]:
+    names: list[str] = []
+    for path in images:
+        numbered = (f"{path.stem}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([path.stem], numbered) if name not in names))
+    return names
 
 
 def in_words(prediction: Prediction, task: Task) -> str:

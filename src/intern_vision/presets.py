@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from intern_vision.config import Config, parse_json_object
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.errors import ConfigError
 from intern_vision.heads import HeadConfig
 from intern_vision.stages import adapt, amateur, evaluate, expert, export, generalist, prepare, report, search
@@ -74,12 +74,16 @@ class RunConfig(Config):
         return {BASELINE: passes(self.clip.trainer, self.clip.signals.num_views), CANDIDATE: ours}
 
     def faults(self) -> list[str]:
-        """The baseline must get at least as many image passes as INTERN gets."""
+        """Downstream sets must be known, and the baseline must get at least as many image passes as INTERN gets."""
+        unknown = [name for name in self.downstream_sets if name not in DOWNSTREAM_SETS]
+        if unknown or not self.downstream_sets or len(set(self.downstream_sets)) < len(self.downstream_sets):
+            known = ", ".join(DOWNSTREAM_SETS)
+            return [f"downstream_sets: expected one or more of {known}, each once, got {list(self.downstream_sets)}"]
         passes = self.image_passes()
         if passes[BASELINE] < passes[CANDIDATE]:
             return [
                 f"clip.trainer.num_steps: the baseline gets {passes[BASELINE]} image passes and INTERN "
-                f"{passes[CANDIDATE]}; give the baseline as many"
+                f"{passes[CANDIDATE]}, so give the baseline as many"
             ]
         return []
 
@@ -101,13 +105,13 @@ def smoke() -> RunConfig:
 
 
 def nano() -> RunConfig:
-    """The default: trains on two cores in minutes and shows what the stages do (about 96,000 image passes an arm)."""
+    """The default: trains on two cores in minutes and shows what the stages do (about 73,000 image passes an arm)."""
     return _world_run(
         "nano",
         num_train=30_000,
         num_downstream=(2_000, 1_000),
-        num_trials=4,
-        num_steps={"search": 40, "amateur": 188, "expert": 47, "generalist": 938, "dense": 300},
+        num_trials=3,
+        num_steps={"search": 30, "amateur": 156, "expert": 32, "generalist": 700, "dense": 200},
         log_every=20,
         checkpoint_every=100,
         batch_size=64,
@@ -117,7 +121,7 @@ def nano() -> RunConfig:
 
 
 def small() -> RunConfig:
-    """Four times nano's training, with fine-tuned adaptation; for an hour on a workstation."""
+    """Five times nano's training, with fine-tuned adaptation; for a workstation with a GPU."""
     return _world_run(
         "small",
         num_train=100_000,

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 POLL_S = 0.2
-STOP_TIMEOUT_S = 8.0
+STOP_TIMEOUT_S = 4.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_a_training_killed_again_and_again_ends_as_if_nothing_had_happened(world
     def started(kill_step: int) -> tuple[StageProcess, list[psutil.Process]]:
         run = runs.start()
         run.wait_for_step(kill_step)
-        time.sleep(0.1 * rng.random())
+        time.sleep(0.03 * rng.random())
         assert run.notes() == ([f"resumed at step {resumed_at} of {NUM_STEPS}"] if resumed_at else [])
         ranks = run.ranks()
         assert len(ranks) == 2
@@ -124,8 +125,8 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_commits_nothing(world, tmp
     run = runs.start()
     assert run.finish() == 1, run.log()
     (line,) = [line for line in run.log().splitlines() if line.startswith("TrainingError")]
-    assert "is not finite at step 1; samples on rank" in line or "not finite after the update at step 0" in line
-    assert "upstream-train-" in line and "lower trainer.learning_rate" in line
+    assert re.search(r"not finite.* at step [01]; samples on rank [01]: upstream-train-\d{6}, ", line), line
+    assert "lower trainer.learning_rate" in line
     assert run.log().count("Traceback") == 0
     runs.assert_uncommitted()
 

@@ -8,19 +8,31 @@ import helpers
 import pytest
 import torch
 import toy_training
-from toy_training import PoisonedSource, ToySource, error_of, run_toy, run_toy_whole, toy_checkpoints, toy_job, weights_of
+from toy_training import (
+    PoisonedSource,
+    ToySource,
+    error_of,
+    run_toy,
+    run_toy_whole,
+    toy_checkpoints,
+    toy_job,
+    weights_of,
+)
 
 from intern_vision.config import changed_fields
 from intern_vision.data.loader import make_loader
 from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
 from intern_vision.stages import expert
+from intern_vision.train.launch import start_distributed
 from intern_vision.train.trainer import RankContext, Trainer
 
 
 def assert_close(one, other, atol=1e-5):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            tensor, other[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def batch_keys(step, batch_size=8, rank=0, num_ranks=1, seed=0):
@@ -73,6 +85,16 @@ def test_two_ranks_equal_one_with_the_joint_batch(two_ranks, kind, zero_stage):
     assert found[0][f"{kind}{zero_stage}_losses"] == pytest.approx(losses, abs=1e-5)
     for rank in range(2):
         assert_close(torch.load(folder / f"{kind}{zero_stage}-{rank}.pt"), weights_of(job))
+
+
+def test_contrasts_of_two_ranks_have_the_gradients_of_the_joint_batch(two_ranks, tmp_path):
+    folder, _ = two_ranks
+    start_distributed()
+    toy_training.joint_gradients(tmp_path)
+    expected = torch.load(tmp_path / "joint-1-0.pt")
+    assert {"loss/image_text", "loss/multi_view", "loss/neighbour", "model.text.log_scale"} <= expected.keys()
+    for rank in range(2):
+        assert_close(torch.load(folder / f"joint-2-{rank}.pt"), expected)
 
 
 def test_every_rank_names_the_step_and_the_samples_that_broke_the_loss(two_ranks, poisoned_index):

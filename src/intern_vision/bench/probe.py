@@ -12,6 +12,9 @@ from torch import Tensor
 from intern_vision.bench.protocol import validation_split
 from intern_vision.train.settings import ProbeConfig
 
+VARIANCE_EPS = 1e-5
+"""Added to variances, as in the ``ChannelStandardizer`` that serves a fitted probe."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Probe:
@@ -19,7 +22,7 @@ class Probe:
 
     Attributes:
         mean_D: feature means.
-        std_D: feature standard deviations.
+        std_D: square roots of the features' variances plus ``VARIANCE_EPS``.
         weight_KD: weights.
         bias_K: biases.
         l2: the penalty taken.
@@ -44,7 +47,7 @@ def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: P
         config: grid and splits.
     """
     mean_D = features_ND.mean(0)
-    std_D = features_ND.std(0, correction=0).clamp(min=1e-4)
+    std_D = (features_ND.var(0, correction=0) + VARIANCE_EPS).sqrt()
     x_ND = (features_ND - mean_D) / std_D
     names = [f"{row:08d}" for row in range(len(labels_N))]
     accuracies = torch.zeros(len(config.l2_grid))
@@ -60,7 +63,8 @@ def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: P
             weights = _fit(x_ND[train_rows], labels_N[train_rows], num_classes, config.l2_grid[index], config, weights)
             guesses = (x_ND[held_rows] @ weights[0].T + weights[1]).argmax(1)
             accuracies[index] += (guesses == labels_N[held_rows]).float().mean() / config.num_splits
-    best = int(accuracies.argmax())
+    # Few held-out images often tie; then the strongest penalty, the simplest probe, is taken.
+    best = max(range(len(config.l2_grid)), key=lambda i: (round(float(accuracies[i]), 6), config.l2_grid[i]))
     weight_KD, bias_K = _fit(x_ND, labels_N, num_classes, config.l2_grid[best], config, None)
     return Probe(
         mean_D=mean_D,

@@ -2,8 +2,9 @@
 
 import torch
 
-from intern_vision.data.augment import AugmentConfig, Resize
+from intern_vision.data.augment import Resize
 from intern_vision.data.loader import ShardSource, evaluation_batches
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.heads.base import Prediction, TaskHead
 from intern_vision.models.vision import VisionModel
 from intern_vision.train.features import infer

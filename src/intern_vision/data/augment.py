@@ -1,7 +1,6 @@
 """Augmentation of an image together with its mask, depth and boxes, in uint8 from decoder to device.
 
 One affine map a view moves everything; one colour matrix a view does brightness, contrast, saturation, hue and grey.
-The defaults are the MoCo-v2 set that DeCLIP trains with (arXiv 2110.05208), less blur, which small images do not need.
 """
 
 import math
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from intern_vision.config import Config
 from intern_vision.data.batch import Example
 from intern_vision.data.sample import IGNORE_LABEL, Sample
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.data.text import Tokenizer, augment_caption
 from intern_vision.errors import DataError
 
@@ -24,52 +22,6 @@ Matrix = NDArray[np.float64]
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 _MIN_BOX_SIDE_PX = 1.0
-
-
-class AugmentConfig(Config):
-    """What happens to a training image.
-
-    Attributes:
-        image_size_px: side of the square result.
-        scale_min: smallest area of the random crop, as a share of the image's.
-        scale_max: largest; above 1 the image can also shrink inside the result, where the image's edge pixels repeat,
-            the mask is 255 and the depth 0.
-        aspect_max: the crop's width over height lies in ``[1 / aspect_max, aspect_max]``.
-        hflip_probability: of mirroring left and right.
-        brightness: the factor lies in ``[1 - brightness, 1 + brightness]``.
-        contrast: likewise, about the image's mean grey.
-        saturation: likewise.
-        hue: the hue turns by up to this share of the circle, either way; at most 0.5.
-        colour_probability: of the four above.
-        grey_probability: of removing all colour.
-        blur_probability: of Gaussian blur.
-        blur_sigma_min_px: smallest standard deviation of the blur.
-        blur_sigma_max_px: largest.
-        num_views: 1, or 2 for contrastive training; only the first view carries mask, depth and boxes.
-        min_box_visibility: a box is dropped when less than this share of its area stays in view.
-    """
-
-    image_size_px: int = Field(64, ge=8)
-    scale_min: float = Field(0.2, gt=0)
-    scale_max: float = Field(1.0, gt=0)
-    aspect_max: float = Field(4 / 3, ge=1)
-    hflip_probability: float = Field(0.5, ge=0, le=1)
-    brightness: float = Field(0.4, ge=0, le=1)
-    contrast: float = Field(0.4, ge=0, le=1)
-    saturation: float = Field(0.4, ge=0, le=1)
-    hue: float = Field(0.1, ge=0, le=0.5)
-    colour_probability: float = Field(0.8, ge=0, le=1)
-    grey_probability: float = Field(0.2, ge=0, le=1)
-    blur_probability: float = Field(0.0, ge=0, le=1)
-    blur_sigma_min_px: float = Field(0.1, gt=0)
-    blur_sigma_max_px: float = Field(2.0, gt=0)
-    num_views: int = Field(1, ge=1, le=2)
-    min_box_visibility: float = Field(0.3, ge=0, le=1)
-
-    def faults(self) -> list[str]:
-        """The ranges must not be empty."""
-        pairs = (("scale_min", "scale_max"), ("blur_sigma_min_px", "blur_sigma_max_px"))
-        return [f"{low} must be <= {high}" for low, high in pairs if getattr(self, low) > getattr(self, high)]
 
 
 class _Transform:

@@ -3,7 +3,7 @@
 Shape letters: B batch, C channels, H W height and width, L tokens, K concepts, N boxes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ Batch = dict[str, Any]
 # The box axis is padded to a multiple of this, so that few different shapes occur.
 _BOX_COUNT_STEP = 4
 _IMAGES = {"image": "image_BCHW", "second_image": "second_image_BCHW"}
+_LISTED = {"key", "boxes", "box_labels"}
 _STACKED = {
     "label": ("label_B", np.int64),
     "tokens": ("tokens_BL", np.int64),
@@ -26,11 +27,13 @@ _STACKED = {
     "depth": ("depth_BHW", np.float32),
     "original_size_px": ("original_size_px_B2", np.int64),
 }
-_KNOWN = {"key", "boxes", "box_labels", *_IMAGES, *_STACKED}
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Iterable[Example], num_examples: int = 0) -> Batch:
     """Stacks examples; a key is in the batch when the first example has it, and then all must.
+
+    Each example is copied into the batch before the next is asked for: where an iterator makes them,
+    the memory of one serves all, and memory that is fresh costs more than the copying.
 
     ==========================  =========  ====================================================
     key                         dtype      meaning
@@ -49,44 +52,69 @@ def collate(examples: Sequence[Example]) -> Batch:
     any other name              as given   arrays of equal shape, such as cached features
     ==========================  =========  ====================================================
 
+    Args:
+        examples: at least one.
+        num_examples: how many; needed where ``examples`` has no length.
+
     Raises:
-        DataError: examples differ in the fields they have.
+        DataError: examples differ in the fields they have or in the shape of one.
     """
     import torch
 
-    names = examples[0].keys()
-    for example in examples:
-        if example.keys() != names:
+    arrays: dict[str, NDArray[Any]] = {}
+    rest: list[Example] = []
+    for row, example in enumerate(examples):
+        if not row:
+            names = example.keys()
+            large = [name for name in names - _LISTED if np.ndim(example[name]) > 1]
+            small = names - large
+            arrays = {name: _empty(name, example[name], num_examples or len(examples)) for name in large}  # type: ignore[arg-type]
+        elif example.keys() != names:
             odd = ", ".join(sorted(example.keys() ^ names))
             raise DataError(
-                f"samples {examples[0]['key']} and {example['key']} differ in {odd}; "
+                f"samples {rest[0]['key']} and {example['key']} differ in {odd}; "
                 "ask only for fields that every sample has"
             )
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, batch_name in _IMAGES.items():
-        if name in names:
-            arrays[batch_name] = _channels_first([example[name] for example in examples])
-    for name, (batch_name, dtype) in _STACKED.items():
-        if name in names:
-            arrays[batch_name] = np.array([example[name] for example in examples], dtype)
-    for name in names - _KNOWN:
-        arrays[name] = np.stack([example[name] for example in examples])
+        for name in large:
+            _copy(example, name, arrays[name][row])
+        rest.append({name: example[name] for name in small})
+    for name in small - _LISTED:
+        arrays[name] = np.array([example[name] for example in rest], _STACKED[name][1] if name in _STACKED else None)
+    batch: Batch = {_batch_name(name): torch.from_numpy(array) for name, array in arrays.items()}
     if "boxes" in names:
-        arrays["boxes_BN4"], arrays["box_labels_BN"] = _pad_boxes(examples)
-    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    batch["keys"] = [example["key"] for example in examples]
+        boxes, labels = _pad_boxes(rest)
+        batch |= {"boxes_BN4": torch.from_numpy(boxes), "box_labels_BN": torch.from_numpy(labels)}
+    batch["keys"] = [example["key"] for example in rest]
     return batch
 
 
-def _channels_first(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    import cv2
+def _batch_name(name: str) -> str:
+    return _IMAGES.get(name) or _STACKED.get(name, (name,))[0]
 
-    height, width, num_channels = images[0].shape
-    out = np.empty((len(images), num_channels, height, width), np.uint8)
-    # OpenCV's split is several times as fast as a strided numpy copy.
-    for image, planes in zip(images, out, strict=True):
-        cv2.split(image, list(planes))
-    return out
+
+def _empty(name: str, value: NDArray[Any], num_examples: int) -> NDArray[Any]:
+    if name in _IMAGES:
+        height, width, num_channels = value.shape
+        return np.empty((num_examples, num_channels, height, width), np.uint8)
+    return np.empty((num_examples, *value.shape), _STACKED[name][1] if name in _STACKED else value.dtype)
+
+
+def _copy(example: Example, name: str, row: NDArray[Any]) -> None:
+    """Writes a field into its row; an image with its channels first."""
+    value = example[name]
+    shape = (value.shape[2], *value.shape[:2]) if name in _IMAGES else value.shape
+    if shape != row.shape:
+        raise DataError(
+            f"sample {example['key']}: {name} has shape {value.shape}, which differs from the batch's first; "
+            "use a transform that gives every sample one size"
+        )
+    if name in _IMAGES:
+        import cv2
+
+        # OpenCV's split is several times as fast as a strided numpy copy.
+        cv2.split(value, list(row))
+    else:
+        row[...] = value
 
 
 def _pad_boxes(examples: Sequence[Example]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

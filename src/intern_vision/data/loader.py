@@ -321,7 +321,7 @@ def make_loader(
         num_ranks: number of processes.
         transform: sample and generator to example.
         num_threads: threads that prepare batches; 0 prepares them in the caller's thread.
-        prefetch: batches kept ready.
+        prefetch: batches kept ready, at least one a thread.
         shuffle: without it every epoch is in the source's order.
 
     Yields:
@@ -343,21 +343,39 @@ def make_loader(
     shuffle_seed, noise_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     if shuffle:
         order = order.shuffle(shuffle_seed)
-    # As many epochs as the last step asks for: an endless repeat overflows grain's length at one sample a batch.
-    num_epochs = 1 + (start_step + num_steps) * batch_size // len(source)
-    batches = order.repeat(num_epochs).map_with_index(_pair).batch(batch_size // num_ranks, batch_fn=list)
-    first = start_step * num_ranks
-    share = batches[first + rank : first + num_steps * num_ranks : num_ranks]
-    return _prepared(grain, share, source, transform, noise_seed, num_threads, prefetch)
+    num_own = batch_size // num_ranks
+
+    def prepare(number: int) -> Batch:
+        # Positions beyond the last sample belong to later epochs: ``order`` counts on.
+        positions = range(number * num_own, (number + 1) * num_own)
+        examples = (transform(source[order[at]], np.random.default_rng((noise_seed, at))) for at in positions)
+        return collate(examples, num_own)
+
+    # Batches are numbered over all ranks. Grain's threads are given these numbers, because each sample that passes
+    # through one of its stages costs microseconds.
+    numbers = grain.MapDataset.range(start_step * num_ranks + rank, (start_step + num_steps) * num_ranks, num_ranks)
+    return _prepared(grain, numbers, prepare, num_threads, prefetch)
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, transform: Transform, *, num_threads: int = 1, prefetch: int = 2
+    source: Source,
+    batch_size: int,
+    transform: Callable[[Any, None], Example],
+    *,
+    num_threads: int = 1,
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Every sample once, in order; the last batch may be smaller. Fields as ``collate`` describes them."""
+    """Every sample once, in order; the last batch may be smaller. Fields as ``collate`` describes them.
+
+    ``transform`` is given ``None`` for a generator: nothing about an evaluation is random.
+    """
+
+    def prepare(start: int) -> Batch:
+        indices = range(start, min(start + batch_size, len(source)))
+        return collate((transform(source[index], None) for index in indices), len(indices))
+
     grain = _use_grain()
-    batches = grain.MapDataset.range(len(source)).map_with_index(_pair).batch(batch_size, batch_fn=list)
-    return _prepared(grain, batches, source, transform, 0, num_threads, prefetch)
+    return _prepared(grain, grain.MapDataset.range(0, len(source), batch_size), prepare, num_threads, prefetch)
 
 
 def _use_grain() -> Any:
@@ -372,15 +390,10 @@ def _use_grain() -> Any:
     return grain
 
 
-def _pair(position: int, index: int) -> tuple[int, int]:
-    return position, index
-
-
 def _prepared(
-    grain: Any, batches: Any, source: Source, transform: Transform, seed: int, num_threads: int, prefetch: int
+    grain: Any, numbers: Any, prepare: Callable[[int], Batch], num_threads: int, prefetch: int
 ) -> Iterator[Batch]:
-    def prepare(pairs: list[tuple[int, int]]) -> Batch:
-        return collate([transform(source[index], np.random.default_rng((seed, position))) for position, index in pairs])
-
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
-    return iter(batches.map(prepare).to_iter_dataset(options))
+    # A thread without a place in the buffer would have nothing to do.
+    buffer_size = max(prefetch, num_threads) if num_threads else 0
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size)
+    return iter(numbers.map(prepare).to_iter_dataset(options))

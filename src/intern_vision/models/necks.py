@@ -115,14 +115,18 @@ class FeaturePyramid(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """Doubles a map's resolution once and predicts ``out_channels`` values a cell."""
+    """Doubles a map's resolution once and predicts ``out_channels`` values a cell.
+
+    Each coarse cell predicts its four fine cells (sub-pixel convolution, arXiv 1609.05158), so no
+    convolution or normalisation runs at the fine resolution.
+    """
 
     def __init__(self, width: int, out_channels: int) -> None:
         """``width`` is F of the incoming map, a multiple of 8."""
         super().__init__()
         self.conv = conv_norm_relu(width, width)
-        self.predict = nn.Conv2d(width, out_channels, 1)
+        self.predict = nn.Conv2d(width, 4 * out_channels, 1)
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
         """``(B, out_channels, 2H, 2W)``."""
-        return self.predict(self.conv(F.interpolate(x_BFHW, scale_factor=2, mode="bilinear", align_corners=False)))
+        return F.pixel_shuffle(self.predict(self.conv(x_BFHW)), 2)

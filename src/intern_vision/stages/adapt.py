@@ -6,7 +6,7 @@ from typing import Literal
 
 from intern_vision import config as base
 from intern_vision.bench.protocol import list_digest, stratified_share
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.heads import HeadConfig
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
 from intern_vision.train.launch import run_ranks

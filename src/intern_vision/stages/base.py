@@ -5,6 +5,7 @@ config and inputs, so the same work is never done twice and a changed setting ne
 stale bytes. ``_COMMITTED`` is written last and holds the ``Record``.
 """
 
+import fcntl
 import functools
 import importlib
 import os
@@ -27,6 +28,7 @@ from intern_vision.store import Store, digest_of_files, file_sha256, join_uri, o
 from intern_vision.track import Tracker
 
 COMMIT_MARKER = "_COMMITTED"
+OWNER_FILE = ".owner"
 STAGE_NAMES = (
     "prepare",
     "search",
@@ -222,6 +224,8 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
     except MissingObjectError:
         pass
     else:
+        # A kill between the marker and this deletion left them behind.
+        store.delete(join_uri(output_uri, "checkpoints"))
         progress.cached(record.wall_s)
         return record.ref
     progress.started()
@@ -301,11 +305,31 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def _scratch(name: str) -> Iterator[Path]:
     root = state_dir() / "scratch"
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+    with open(root / ".lock", "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for old in root.iterdir():
+            if old.is_dir() and _is_abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+        owner = open(folder / OWNER_FILE, "w")  # noqa: SIM115 - held as long as the folder is in use
+        fcntl.flock(owner, fcntl.LOCK_EX)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        owner.close()
+
+
+def _is_abandoned(folder: Path) -> bool:
+    # The kernel lifts a killed process's lock, so a stage that left its checkpoints here is known as dead.
+    try:
+        with open(folder / OWNER_FILE) as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _cpu_s() -> float:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from intern_vision import config as base
 from intern_vision.bench.table import SCORES_FILE, ProtocolScore, Scores
-from intern_vision.data.sample import Split
 from intern_vision.ref import Ref
 from intern_vision.stages.adapt import DETAILS_FILE, step_threads
 from intern_vision.stages.base import Inputs, StageContext
@@ -26,7 +25,7 @@ class Config(base.Config):
     """
 
     model_name: str
-    split: Split = "test"
+    split: Literal["train", "val", "test"] = "test"
     batch_size: int = Field(default=64, ge=1)
     num_examples: int = Field(default=8, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -73,9 +72,10 @@ def _score(
     from intern_vision.data.loader import ShardSource
     from intern_vision.heads.resize import resize_prediction
     from intern_vision.models.vision import VisionModel
+    from intern_vision.train.features import compute_device
     from intern_vision.train.upstream import fields_of
 
-    model = VisionModel.load(model_dir)
+    model = VisionModel.load(model_dir).to(compute_device())
     ((family, head),) = model.heads.items()
     source = ShardSource(
         context.store, data_uri, cache_dir=context.cache_dir, split=config.split, fields=fields_of((family,))

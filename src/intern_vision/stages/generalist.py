@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.errors import ConfigError
 from intern_vision.heads import HeadConfig
 from intern_vision.ref import Ref
@@ -102,6 +102,11 @@ def build(config: Config, workspace: "Workspace") -> "TrainJob":
         objective: MultiTaskObjective = DistillObjective(model, teachers, config.distill_weight, config.task_weights)
     else:
         objective = MultiTaskObjective(model, config.task_weights, freeze_heads=config.freeze_heads)
+    if config.mode == "central":
+        # What only other mains would use gets no gradient, but weight decay would still move it.
+        model.backbone.requires_grad_(False)
+        for part in (model.backbone.experts[config.main], model.backbone.transfers[config.main]):
+            part.requires_grad_(True)
     return TrainJob(
         objective=objective,
         source=upstream_source(workspace, fields_of(config.families)),

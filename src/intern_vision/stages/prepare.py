@@ -1,26 +1,28 @@
 """Prepare (GV-D): the made world, or a person's own files, to a dataset of shards on the store."""
 
+from __future__ import annotations
+
 import dataclasses
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.data.manifest import Quarantined
-from intern_vision.data.sample import Sample, Split
-from intern_vision.data.shard import DatasetInfo, write_dataset
-from intern_vision.data.text import Tokenizer
 from intern_vision.errors import ConfigError
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
+from intern_vision.train.launch import die_with_parent
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from intern_vision.data.manifest import Quarantined
+    from intern_vision.data.sample import Sample, Split
+    from intern_vision.data.shard import DatasetInfo
     from intern_vision.data.world import WorldSet
 
 CHUNK_SIZE = 250
@@ -64,6 +66,9 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         ConfigError: the made world has no such set.
         DataError: own data that cannot be read, or too many bad files.
     """
+    from intern_vision.data.shard import write_dataset
+    from intern_vision.data.text import Tokenizer
+
     if config.path:
         info, samples = _own_data(config)
     else:
@@ -84,6 +89,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 def _own_data(config: Config) -> tuple[DatasetInfo, Iterable[Sample | Quarantined]]:
     from intern_vision.data.readers import read_dataset
     from intern_vision.data.reading import SplitRule
+    from intern_vision.data.shard import DatasetInfo
 
     reading = read_dataset(Path(config.path), SplitRule(seed=config.seed))
     multilabel = reading.tasks.get("multilabel")
@@ -97,6 +103,8 @@ def _own_data(config: Config) -> tuple[DatasetInfo, Iterable[Sample | Quarantine
 
 
 def _keeping_captions(samples: Iterable[Sample | Quarantined], captions: list[str]) -> Iterator[Sample | Quarantined]:
+    from intern_vision.data.sample import Sample
+
     for sample in samples:
         if isinstance(sample, Sample) and sample.caption is not None and sample.split == "train":
             captions.append(sample.caption)
@@ -105,6 +113,7 @@ def _keeping_captions(samples: Iterable[Sample | Quarantined], captions: list[st
 
 def _made_world(config: Config, context: StageContext) -> tuple[DatasetInfo, Iterator[Sample]]:
     from intern_vision.data import world
+    from intern_vision.data.shard import DatasetInfo
 
     sets = {UPSTREAM: world.UPSTREAM, **world.DOWNSTREAM}
     if config.dataset not in sets:
@@ -133,9 +142,12 @@ def _made_world(config: Config, context: StageContext) -> tuple[DatasetInfo, Ite
 
 
 def _render_all(
-    config: Config, world_set: "WorldSet", counts: dict[Split, int], context: StageContext
+    config: Config, world_set: WorldSet, counts: dict[Split, int], context: StageContext
 ) -> Iterator[Sample]:
     """Chunks rendered by as many processes as the stage has ranks, in order and a few ahead only."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     from intern_vision.data import world
 
     chunks = [
@@ -151,7 +163,8 @@ def _render_all(
         return
     done = 0
     # spawn: a fork would copy the tracker's thread and its locks.
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    workers = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=workers, initializer=die_with_parent) as pool:
         waiting = iter(chunks)
         pending: deque[Future[list[Sample]]] = deque()
         while True:

@@ -9,10 +9,8 @@ from pathlib import Path
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.bench.draw import draw_samples
 from intern_vision.bench.report import Curve, Examples, Picture, ReportContent, build_report, format_time
 from intern_vision.bench.table import SCORES_FILE, ArmCost, BenchmarkTable, Scores, build_table, render_text
-from intern_vision.data.loader import ShardSource, load_info
 from intern_vision.errors import DataError
 from intern_vision.lineage import Lineage, render_svg, trace
 from intern_vision.ref import Ref
@@ -191,6 +189,9 @@ def _machine() -> str:
 
 
 def _sample_grid(context: StageContext, ref: Ref, num_examples: int) -> Picture:
+    from intern_vision.bench.draw import draw_samples
+    from intern_vision.data.loader import ShardSource, load_info
+
     info = load_info(context.store, ref.uri)
     fields = [name for name in info.fields if name != "image"]
     source = ShardSource(context.store, ref.uri, cache_dir=context.cache_dir, fields=fields)

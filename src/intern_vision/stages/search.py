@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.data.augment import AugmentConfig
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.errors import ConfigError, MissingObjectError
 from intern_vision.heads import HeadConfig
 from intern_vision.models.genotype import GENOTYPES, Genotype, StageGene, num_macs, num_parameters
@@ -69,9 +69,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials_uri = join_uri(context.output_uri, TRIALS_FILE)
     trials = _known_trials(context, trials_uri)
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed + len(trials))
-    )
+    study = optuna.create_study(direction="maximize")
     for trial in trials:
         study.add_trial(
             optuna.trial.create_trial(
@@ -81,6 +79,9 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     if not trials:
         study.enqueue_trial(_template_params(config))
     while len(trials) < config.num_trials:
+        # A sampler for each trial: a search that was stopped goes on as if it had not been.
+        num_random = max(2, config.num_trials // 3)
+        study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(trials), n_startup_trials=num_random)
         trial = study.ask(_distributions(config))
         genotype = decode(config, trial.params)
         result = _evaluate(config, genotype, inputs, context, len(trials))
@@ -189,7 +190,7 @@ def _evaluate(config: Config, genotype: Genotype, inputs: Inputs, context: Stage
         transform=Augment(config.augment, num_concepts=len(source.info.concept_names)),
         config=config.trainer,
     )
-    train_in_process(job, context, f"trial {number}")
+    train_in_process(job, context)
     validation = ShardSource(
         context.store,
         uri,

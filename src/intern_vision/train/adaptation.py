@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from intern_vision.bench.probe import fit_probe
+from intern_vision.bench.probe import VARIANCE_EPS, fit_probe
 from intern_vision.data.augment import Augment, Resize
 from intern_vision.data.loader import ShardSource, evaluation_batches
 from intern_vision.models.vision import HeadSpec, ModelSpec, VisionModel, read_spec
 from intern_vision.stages.base import StageContext
 from intern_vision.task import Task
-from intern_vision.train.features import FeatureCache, cache_features
+from intern_vision.train.features import FeatureCache, cache_features, compute_device
 from intern_vision.train.launch import train_in_process
 from intern_vision.train.objective import CachedFeaturesObjective, MultiTaskObjective
 from intern_vision.train.settings import TrainerConfig
@@ -37,7 +37,7 @@ class Adaptation:
         self.task = task
         self.upstream_dir = upstream_dir
         self.source = source
-        self.size_px = config.augment.image_size_px
+        self._num_concepts = len(source.info.concept_names)
         self._features: FeatureCache | None = None
 
     def fit(self, keys: Sequence[str], share: float) -> tuple[VisionModel, dict[str, Any]]:
@@ -60,14 +60,14 @@ class Adaptation:
         spec = ModelSpec.from_dict(upstream.to_dict() | {"heads": {self.task.family: head.to_dict()}, "text": None})
         model = VisionModel(spec)
         model.load_part(self.upstream_dir, "backbone")
-        return model.eval()
+        return model.to(compute_device()).eval()
 
     def features(self) -> FeatureCache:
         """Frozen features of every training image."""
         if self._features is None:
             self._features = cache_features(
                 self._fresh_model(),
-                evaluation_batches(self.source, 64, Resize(self.config.augment)),
+                evaluation_batches(self.source, 64, Resize(self.config.augment, num_concepts=self._num_concepts)),
                 num_images=len(self.source),
                 folder=self.context.scratch_dir / "features",
                 bf16=self.config.precision == "bf16",
@@ -84,7 +84,7 @@ class Adaptation:
         head = model.heads[self.task.family]
         with torch.no_grad():
             head.standardize.mean_C.copy_(probe.mean_D)
-            head.standardize.var_C.copy_(probe.std_D.square())
+            head.standardize.var_C.copy_(probe.std_D.square() - VARIANCE_EPS)
             head.standardize.num_batches.fill_(1)
             head.linear.weight.copy_(probe.weight_KD)
             head.linear.bias.copy_(probe.bias_K)
@@ -130,7 +130,7 @@ class Adaptation:
         job = TrainJob(
             objective=MultiTaskObjective(model),
             source=source,
-            transform=Augment(self.config.augment),
+            transform=Augment(self.config.augment, num_concepts=self._num_concepts),
             config=TrainerConfig(
                 num_steps=tune.num_steps_small if share < SMALL_SHARE else tune.num_steps_large,
                 batch_size=min(tune.batch_size, len(source)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from intern_vision.models.features import Features
 from intern_vision.models.vision import VisionModel
 
-TARGETS = ("label_B", "boxes_BN4", "box_labels_BN", "mask_BHW", "depth_BHW")
+TARGETS = ("label_B", "concepts_BK", "boxes_BN4", "box_labels_BN", "mask_BHW", "depth_BHW")
 
 
 @dataclass(slots=True)
@@ -98,14 +98,20 @@ def cache_features(
             if name not in arrays:
                 shape = (num_images, *value.shape[1:])
                 arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
-            arrays[name][len(keys) : len(keys) + len(value)] = value.to(torch.float16).numpy()
+            arrays[name][len(keys) : len(keys) + len(value)] = value.to(torch.float16).cpu().numpy()
         targets += _targets(batch)
         keys += batch["keys"]
     return FeatureCache(keys, arrays, targets)
 
 
+def compute_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def infer(model: VisionModel, image_BCHW: Tensor, *, bf16: bool) -> Features:
-    """Features in float32, computed under bfloat16 autocast where asked."""
+    """Features in float32 on the model's device, computed under bfloat16 autocast where asked."""
+    image_BCHW = image_BCHW.to(next(model.parameters()).device)
     with torch.autocast(image_BCHW.device.type, dtype=torch.bfloat16, enabled=bf16):
         features = model(image_BCHW)
     return Features(maps=tuple(m.float() for m in features.maps), vector_BD=features.vector_BD.float())

@@ -182,6 +182,7 @@ def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]
                 _record(event["done"], event["metrics"], {}, context, history)
             elif event["event"] == "resumed":
                 context.progress.say(f"resumed at step {event['done']} of {event['total']}")
+                context.progress.restart_clock(event["done"])
                 context.facts["resumed_at_step"] = event["done"]
             elif event["event"] == "started":
                 context.progress.restart_clock()
@@ -335,11 +336,11 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
 
 
 def train_in_process(job: "TrainJob", context: StageContext, note: str = "") -> None:
-    """Trains a short job in the stage's own process, alone and without checkpoints; reports progress."""
+    """Trains a short job in the stage's own process, alone and without checkpoints; reports progress under ``note``."""
     from intern_vision.train.trainer import RankContext, Trainer
 
     def report(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
+        if note and event["event"] == "step":
             context.progress.step(event["done"], event["total"], f"{note} loss {event['metrics']['loss']:.4g}")
 
     start_distributed()

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from intern_vision.data.augment import Augment, AugmentConfig
+from intern_vision.data.augment import Augment
 from intern_vision.data.loader import ShardSource, load_info
+from intern_vision.data.settings import AugmentConfig
 from intern_vision.data.shard import DatasetInfo
 from intern_vision.data.text import Tokenizer
+from intern_vision.errors import DataError
 from intern_vision.heads import HeadConfig
 from intern_vision.models.genotype import NANO, Genotype
 from intern_vision.models.vision import HeadSpec, read_spec
@@ -68,7 +70,13 @@ def genotype_of(folder: Path) -> Genotype:
 
 
 def head_specs(info: DatasetInfo, families: Sequence[Family], config: HeadConfig) -> dict[str, HeadSpec]:
-    """One head a family, named after it, for the dataset's own tasks."""
+    """One head a family, named after it, for the dataset's own tasks; DataError where it has no such task."""
+    missing = [family for family in families if family not in info.tasks]
+    if missing:
+        raise DataError(
+            f"dataset {info.name} has no task {', '.join(missing)}; it has {', '.join(info.tasks)}: "
+            "choose among these or prepare another dataset"
+        )
     return {family: HeadSpec(task=info.tasks[family], config=config) for family in families}
 
 

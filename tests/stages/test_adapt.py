@@ -1,0 +1,182 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import AUGMENT, GENOTYPE, HEAD, SIZE_PX, commit_folder, save_backbone
+from sklearn.linear_model import LogisticRegression
+
+from intern_vision.bench.probe import VARIANCE_EPS, fit_probe
+from intern_vision.bench.protocol import list_digest, stratified_share
+from intern_vision.data.augment import Resize
+from intern_vision.data.loader import ShardSource, evaluation_batches
+from intern_vision.data.shard import DatasetInfo, write_dataset
+from intern_vision.data.world import CONCEPTS, UPSTREAM, render
+from intern_vision.errors import ConfigError
+from intern_vision.models.vision import VisionModel, read_tensors
+from intern_vision.stages import adapt, prepare
+from intern_vision.stages.base import Inputs, fetch, run_stage
+from intern_vision.store import open_store
+from intern_vision.train.features import infer
+from intern_vision.train.settings import DenseConfig, FineTuneConfig
+
+DENSE = DenseConfig(num_steps_small=3, num_steps_large=4, batch_size=4)
+FINE_TUNE = FineTuneConfig(num_steps_small=2, num_steps_large=3, batch_size=8)
+
+
+def config_of(**settings) -> adapt.Config:
+    defaults = {"name": "tiny", "augment": AUGMENT, "precision": "fp32", "dense": DENSE, "head": HEAD}
+    return adapt.Config(**defaults | {"fine_tune": FINE_TUNE} | settings)
+
+
+@pytest.fixture(scope="module")
+def sets(made_world):
+    """Downstream sets by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in made_world.environment.items():
+            patch.setenv(name, value)
+        found = {"flower": made_world.flower}
+        for name in ("texture", "det_novel", "seg_night", "depth_room"):
+            config = prepare.Config(dataset=name, num_train=40, num_test=12, image_size_px=SIZE_PX)
+            found[name] = run_stage("prepare", config, Inputs(), name=name)
+    return found
+
+
+@pytest.fixture
+def upstream(world, tmp_path):
+    return save_backbone(world, tmp_path / "upstream", ("multilabel",))
+
+
+def adapted(world, tmp_path, upstream, data, **settings):
+    """Folder of the result, and what was written about it."""
+    ref = run_stage("adapt", config_of(**settings), Inputs(model=(upstream,), data=(data,)), name="adapt")
+    folder = fetch(open_store(world.store_root), ref, tmp_path / "fetched")
+    return folder, json.loads((folder / adapt.DETAILS_FILE).read_text())
+
+
+def source_of(world, data, tmp_path, split="train", fields=("label",)):
+    return ShardSource(open_store(world.store_root), data.uri, cache_dir=tmp_path / "cache", split=split, fields=fields)
+
+
+def backbone_of(folder):
+    return {name: tensor for name, tensor in read_tensors(folder).items() if name.startswith("backbone.")}
+
+
+def same_backbone(folder, other) -> bool:
+    one, two = backbone_of(folder), backbone_of(other)
+    assert one.keys() == two.keys()
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_shares_are_drawn_as_the_protocol_says(world, tmp_path, upstream, sets):
+    folder, details = adapted(world, tmp_path, upstream, sets["flower"], shares=(0.1, 0.5, 1.0))
+    source = source_of(world, sets["flower"], tmp_path)
+    assert set(details) == {"10", "50", "100"}
+    for protocol, share in (("10", 0.1), ("50", 0.5), ("100", 1.0)):
+        keys = stratified_share(source.keys, source.labels, share, 2021)
+        assert details[protocol]["keys_digest"] == list_digest(keys)
+        assert details[protocol]["num_train"] == len(keys) == round(share * 60)
+        drawn = [source.labels[source.keys.index(key)] for key in keys]
+        assert np.bincount(drawn).tolist() == [len(keys) // 6] * 6
+        assert (folder / f"p{protocol}" / "weights.safetensors").exists()
+    _, other = adapted(world, tmp_path, upstream, sets["flower"], shares=(0.1,), split_seed=1)
+    assert other["10"]["keys_digest"] != details["10"]["keys_digest"]
+
+
+def test_a_probe_is_logistic_regression_on_the_frozen_pyramid(world, tmp_path, upstream, sets):
+    folder, details = adapted(world, tmp_path, upstream, sets["texture"], shares=(1.0,))
+    backbone = VisionModel.load(tmp_path / "upstream")
+    arrays = {}
+    for split in ("train", "test"):
+        batches = evaluation_batches(source_of(world, sets["texture"], tmp_path, split), 16, Resize(AUGMENT))
+        with torch.no_grad():
+            rows = [(infer(backbone, b["image_BCHW"], bf16=False).pooled_pyramid(), b["label_B"]) for b in batches]
+        arrays[split] = [torch.cat(column).numpy() for column in zip(*rows, strict=True)]
+    (x, labels), (test_x, test_labels) = arrays["train"], arrays["test"]
+    mean, std = x.mean(0), np.sqrt(x.var(0) + VARIANCE_EPS)
+    reference = LogisticRegression(C=1 / (details["100"]["l2"] * len(x)), max_iter=5000).fit((x - mean) / std, labels)
+    expected = reference.predict_proba((test_x - mean) / std)
+    model = VisionModel.load(folder / "p100")
+    source = source_of(world, sets["texture"], tmp_path, "test")
+    scores = [p.scores for p in model.predict([source[i].image for i in range(len(source))])["classify"]]
+    assert np.abs(np.stack(scores) - expected).max() < 0.03
+    accuracy = (np.argmax(scores, 1) == test_labels).mean()
+    assert accuracy == pytest.approx((expected.argmax(1) == test_labels).mean(), abs=1.01 / len(test_labels))
+    assert 0 <= details["100"]["validation_accuracy"] <= 1
+
+
+def test_the_saved_model_is_the_fitted_probe(world, tmp_path, sets):
+    save_backbone(world, tmp_path / "upstream", genotype=GENOTYPE.with_overrides({"head_width": 16}))
+    quiet = VisionModel.load(tmp_path / "upstream")
+    with torch.no_grad():
+        quiet.backbone.head[1].weight[:4] = 0.01
+    quiet.save(tmp_path / "upstream")
+    upstream = commit_folder(world.store_root, "amateur", "weights", "quiet", tmp_path / "upstream")
+    config = config_of(shares=(1.0,))
+    folder, details = adapted(world, tmp_path, upstream, sets["flower"], shares=(1.0,))
+    source = source_of(world, sets["flower"], tmp_path)
+    batch = next(evaluation_batches(source, len(source), Resize(AUGMENT)))
+    with torch.no_grad():
+        x_ND = infer(VisionModel.load(tmp_path / "upstream"), batch["image_BCHW"], bf16=False).pooled_pyramid()
+    assert float(x_ND.std(0).min()) < 0.005  # channels that hardly vary must be scaled as they were when fitted
+    probe = fit_probe(x_ND.half().float(), batch["label_B"], 6, config.probe)
+    assert probe.l2 == details["100"]["l2"]
+    logits_NK = ((x_ND - probe.mean_D) / probe.std_D) @ probe.weight_KD.T + probe.bias_K
+    model = VisionModel.load(folder / "p100")
+    with torch.no_grad():
+        found_NK = model.heads["classify"](infer(model, batch["image_BCHW"], bf16=False))["logits_BK"]
+    torch.testing.assert_close(found_NK, logits_NK, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["flower", "det_novel", "seg_night", "depth_room"])
+def test_a_frozen_backbone_stays_that_of_upstream(world, tmp_path, upstream, sets, name):
+    folder, details = adapted(world, tmp_path, upstream, sets[name])
+    for protocol in ("10", "100"):
+        model = VisionModel.load(folder / f"p{protocol}")
+        assert same_backbone(folder / f"p{protocol}", tmp_path / "upstream")
+        assert len(model.heads) == 1 and model.text is None and model.spec.genotype == GENOTYPE
+        if name != "flower":
+            assert details[protocol]["num_steps"] == {"10": 3, "100": 4}[protocol]
+    one, other = (read_tensors(folder / f"p{protocol}") for protocol in ("10", "100"))
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in one.items() if key.startswith("heads."))
+
+
+@pytest.mark.parametrize("name", ["flower", "depth_room"])
+def test_fine_tuning_moves_the_backbone(world, tmp_path, upstream, sets, name):
+    folder, details = adapted(world, tmp_path, upstream, sets[name], method="lp_ft", shares=(1.0,))
+    assert details["100"]["method"] == "lp_ft"
+    assert not same_backbone(folder / "p100", tmp_path / "upstream")
+    tensors = backbone_of(folder / "p100")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    # The first layers move least: their rate is the smallest.
+    start = backbone_of(tmp_path / "upstream")
+    first = [n for n in tensors if n.startswith("backbone.stem.0")]
+    last = [n for n in tensors if "segments.2" in n and n.endswith("weight") and tensors[n].ndim > 1]
+    shift = {n: float((tensors[n] - start[n]).abs().max()) for n in (*first, *last)}
+    assert max(shift[n] for n in first) < max(shift[n] for n in last)
+
+
+def test_several_labels_an_image_can_be_adapted_to(world, tmp_path, upstream):
+    info = DatasetInfo(name="own", tasks={"multilabel": UPSTREAM.tasks["multilabel"]}, concept_names=CONCEPTS)
+    samples = render(UPSTREAM, 5, "train", range(40), SIZE_PX)
+    (tmp_path / "own").mkdir()
+    write_dataset(samples, info, tmp_path / "own")
+    data = commit_folder(world.store_root, "prepare", "dataset", "own", tmp_path / "own")
+    folder, details = adapted(world, tmp_path, upstream, data, shares=(0.25,))
+    model = VisionModel.load(folder / "p25")
+    assert list(model.heads) == ["multilabel"] and details["25"]["num_train"] == 10
+    assert same_backbone(folder / "p25", tmp_path / "upstream")
+    tuned, _ = adapted(world, tmp_path, upstream, data, shares=(0.25,), method="lp_ft")
+    assert not same_backbone(tuned / "p25", tmp_path / "upstream")
+
+
+def test_the_same_work_gives_the_same_bytes(world, tmp_path, upstream, sets):
+    inputs = Inputs(model=(upstream,), data=(sets["depth_room"],))
+    one, other = (run_stage("adapt", config_of(shares=(0.1,)), inputs, name=name) for name in ("one", "two"))
+    assert one.uri != other.uri and one.digest == other.digest
+
+
+def test_shares_outside_their_range_are_refused():
+    with pytest.raises(ConfigError, match=r"shares must lie in \(0, 1\], got 1.5"):
+        config_of().with_overrides({"shares": [0.1, 1.5]})
+    assert [adapt.protocol_name(share) for share in (0.1, 1.0, 0.125, 0.07)] == ["10", "100", "12.5", "7"]
