@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run smoke test lint format bench lock clean
+.PHONY: help install run smoke test lint format golden bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,11 @@ format: $(STAMP) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure: each script in benchmarks/ prints one ratio
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+golden: $(STAMP) ## rewrite tests/golden after a wanted change of a pipeline
+	env -u INTERN_IMAGE $(BIN)/intern compile --out tests/golden
+
+bench: $(STAMP) ## measure the figures of docs/benchmarks.md and print them in one table
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: ## resolve the newest versions that pyproject.toml allows into constraints.txt
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

@@ -52,8 +52,9 @@ def test_make_target_exists(document, arguments):
 @pytest.mark.parametrize(("document", "arguments"), commands("intern"))
 def test_intern_command_and_its_options_exist(document, arguments):
     import typer.main
-    from intern_vision.cli import app
     from typer.testing import CliRunner
+
+    from intern_vision.cli import app
 
     command = typer.main.get_command(app)
     path, options = [], {"--help"}

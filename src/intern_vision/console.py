@@ -87,9 +87,10 @@ def reporting_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if debug or error.filename is None:
+            fault = file_error(error)
+            if debug or fault is None:
                 raise
-            raise _file_error(error) from None
+            raise fault from None
     except InternError as error:
         if debug:
             raise
@@ -99,7 +100,11 @@ def reporting_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def _file_error(error: OSError) -> InternError:
+def file_error(error: OSError) -> InternError | None:
+    """A full disk or a file that cannot be used as an error for people; None for any other fault."""
+    place = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RetryableError(f"{error.filename}: the disk is full; make room, then run the same command again")
-    return AccessError(f"{error.filename}: {str(error.strerror).lower()}; name a place that this user can use")
+        return RetryableError(f"{place}the disk is full; make room, then run the same command again")
+    if isinstance(error, PermissionError) and place:
+        return AccessError(f"{place}{error.strerror.lower()}; name a place that this user can use")
+    return None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from intern_vision.console import file_error
 from intern_vision.errors import InternError, RetryableError
 from intern_vision.events import Progress
 from intern_vision.ref import Ref
@@ -129,6 +130,8 @@ def guarded(name: str, work: Callable[[], Ref]) -> Ref:
         _fail(name, str(error), error.exit_code, run_dir)
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, OSError) and (fault := file_error(error)):
+            _fail(name, str(fault), fault.exit_code, run_dir)
         _fail(name, f"{type(error).__name__}: {error}", InternError.exit_code, run_dir)
     raise AssertionError("unreachable")
 

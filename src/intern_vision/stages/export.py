@@ -106,7 +106,7 @@ def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores
         "```python",
         "import mlflow",
         f'model = mlflow.pyfunc.load_model("models:/{name}@candidate")',
-        'print(model.predict(["picture.jpg"]))',
+        'print(model.predict([{"image": "picture.jpg"}]))',
         "```",
     ]
     return "\n".join(lines)

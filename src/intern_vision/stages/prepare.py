@@ -66,7 +66,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         ConfigError: the made world has no such set.
         DataError: own data that cannot be read, or too many bad files.
     """
-    from intern_vision.data.shard import write_dataset
+    from intern_vision.data.shard import MANIFEST_NAME, write_dataset
     from intern_vision.data.text import Tokenizer
 
     if config.path:
@@ -77,6 +77,8 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     info = write_dataset(_keeping_captions(samples, captions), info, context.output_dir)
     if captions:
         Tokenizer.train(captions, config.vocab_size).save(context.output_dir / TOKENIZER_FILE)
+    if info.num_quarantined:
+        context.progress.say(f"{info.num_quarantined} unusable images kept out; the reasons are in {MANIFEST_NAME}")
     context.facts |= {
         "num_train": info.num_train,
         "num_val": info.num_val,

@@ -1,0 +1,180 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import components
+from running import INTERN, clean_environment
+
+from intern_components.base import IMAGE
+from intern_pipelines.compiled import compile_pipeline
+from intern_pipelines.local import PIPELINES
+from intern_pipelines.platform import S3_SECRET, SETTINGS
+from intern_vision.presets import PRESETS
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+ADDRESSES = {"INTERN_S3_ENDPOINT", "AWS_DEFAULT_REGION", "INTERN_STORE", "MLFLOW_TRACKING_URI"}
+CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Every pipeline's two documents by name, as the command wrote them twice with other hash seeds."""
+    folders = []
+    for seed in ("0", "1"):
+        folders.append(tmp_path_factory.mktemp(f"seed{seed}"))
+        environment = clean_environment(PYTHONHASHSEED=seed, AWS_SECRET_ACCESS_KEY="not-for-a-file")
+        done = subprocess.run(
+            [INTERN, "compile", "--out", folders[-1], "--json"], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["files"] == [str(folders[-1] / f"{name}.yaml") for name in PIPELINES]
+    return folders
+
+
+def documents(folders, name):
+    return list(yaml.safe_load_all((folders[0] / f"{name}.yaml").read_text()))
+
+
+def dags(spec):
+    """(name, tasks, its component) of the root and of every sub-pipeline, loop and branch."""
+    yield "root", spec["root"]["dag"]["tasks"], spec["root"]
+    for name, component in spec["components"].items():
+        if "dag" in component:
+            yield name, component["dag"]["tasks"], component
+
+
+def test_files_are_equal_for_equal_sources(compiled):
+    assert [path.name for path in sorted(compiled[0].iterdir())] == sorted(f"{name}.yaml" for name in PIPELINES)
+    for name in PIPELINES:
+        assert (compiled[0] / f"{name}.yaml").read_bytes() == (compiled[1] / f"{name}.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_file_is_the_golden_one(compiled, name):
+    found, golden = (folder / f"{name}.yaml" for folder in (compiled[0], GOLDEN))
+    assert found.read_text() == golden.read_text(), "where the change is wanted: make golden"
+    assert {path.stem for path in GOLDEN.iterdir()} == set(PIPELINES)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_dag_declares_what_its_tasks_use(compiled, name):
+    spec, _ = documents(compiled, name)
+    num_checked = 0
+    for where, tasks, component in dags(spec):
+        declared = component.get("inputDefinitions", {})
+        for task_name, task in tasks.items():
+            target = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
+            for kind, reference in (("parameters", "componentInputParameter"), ("artifacts", "componentInputArtifact")):
+                given = task.get("inputs", {}).get(kind, {})
+                for value in given.values():
+                    num_checked += 1
+                    if reference in value:
+                        assert value[reference] in declared.get(kind, {}), f"{name}: {where}: {task_name}: {value}"
+                    for producer in producers(value):
+                        assert producer in tasks, f"{name}: {where}: {task_name}: {value}"
+                needed = {key for key, value in target.get(kind, {}).items() if not value.get("isOptional")}
+                looped = {task.get("parameterIterator", {}).get("itemInput")}
+                assert needed <= given.keys() | looped, f"{name}: {where}: {task_name}"
+            assert set(task.get("dependentTasks", ())) <= tasks.keys()
+    assert num_checked > 5
+
+
+def producers(value):
+    return [item["producerTask"] for item in value.values() if isinstance(item, dict) and "producerTask" in item]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_steps_retry_run_the_image_as_it_is_and_are_not_cached(compiled, name):
+    spec, _ = documents(compiled, name)
+    num_steps = 0
+    for where, tasks, _ in dags(spec):
+        for task_name, task in tasks.items():
+            component = spec["components"][task["componentRef"]["name"]]
+            if "dag" in component:
+                assert "retryPolicy" not in task, "a sub-pipeline does not retry: its steps do"
+                continue
+            num_steps += 1
+            policy = task["retryPolicy"]
+            assert policy["maxRetryCount"] >= 1 and policy["backoffDuration"].endswith("s"), f"{where}: {task_name}"
+            assert task["cachingOptions"] == {}, f"{where}: {task_name}: Kubeflow's cache is on"
+            assert task["taskInfo"]["name"]
+            container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+            assert container["image"] == IMAGE and not IMAGE.endswith(":latest")
+            command = " ".join(container["command"])
+            assert not re.search(r"\bpip\b|ensurepip|apt-get|packages_to_install", command)
+            assert "from intern_vision.steps import" in command
+            # Resources from a pipeline parameter compile to a broken sub-DAG; there are none.
+            assert container.get("resources", {}) == {}
+    assert num_steps >= 2
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pods_get_addresses_and_credentials_by_reference_only(compiled, name):
+    spec, platform = documents(compiled, name)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    for executor in executors.values():
+        (secret,) = executor["secretAsEnv"]
+        (settings,) = executor["configMapAsEnv"]
+        assert (secret["secretName"], settings["configMapName"]) == (S3_SECRET, SETTINGS)
+        assert {item["envVar"] for item in secret["keyToEnv"]} == CREDENTIALS
+        assert {item["envVar"] for item in settings["keyToEnv"]} == ADDRESSES
+    trains = {label for label in executors if label.startswith(("exec-train", "exec-adapt", "exec-search"))}
+    for label, executor in executors.items():
+        mounts = [mount["mountPath"] for mount in executor.get("emptyDirMounts", ())]
+        assert mounts == (["/dev/shm"] if label in trains else []), label
+    text = (compiled[0] / f"{name}.yaml").read_text()
+    assert "not-for-a-file" not in text
+    # The names of the credentials' variables occur in the references alone.
+    assert len(re.findall("AWS_SECRET_ACCESS_KEY", text)) == len(executors)
+    assert not re.search(r"(?i)(password|token|secret[_-]?key)['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9+/]{12,}", text)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_names_and_sizes_fit_a_cluster(compiled, name):
+    spec, platform = documents(compiled, name)
+    names = [spec["pipelineInfo"]["name"], *spec["components"], *spec["deploymentSpec"]["executors"]]
+    names += [task for _, tasks, _ in dags(spec) for task in tasks]
+    assert [each for each in names if not DNS_1123.fullmatch(each)] == []
+    assert spec["pipelineInfo"]["name"] in ("intern", f"intern-{name}")
+    assert (compiled[0] / f"{name}.yaml").stat().st_size < 1_000_000
+    assert spec["pipelineInfo"]["description"] and spec["pipelineInfo"]["displayName"]
+    assert list(platform) == ["platforms"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_parameters_are_described_and_presets_can_be_chosen(compiled, name):
+    spec, _ = documents(compiled, name)
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["preset"]["literals"] == list(PRESETS)
+    assert parameters["preset"]["defaultValue"] in PRESETS
+    assert [key for key, value in parameters.items() if not value.get("description")] == []
+    # Numbers inside lists and dicts arrive as floats: there is no such parameter.
+    assert {value["parameterType"] for value in parameters.values()} <= {"STRING", "LIST"}
+    lists = [value["defaultValue"] for value in parameters.values() if isinstance(value.get("defaultValue"), list)]
+    assert all(isinstance(item, str) for values in lists for item in values)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiled_file_loads_as_a_component(compiled, name):
+    loaded = components.load_component_from_file(str(compiled[0] / f"{name}.yaml"))
+    spec = loaded.pipeline_spec
+    assert spec.pipeline_info.name == documents(compiled, name)[0]["pipelineInfo"]["name"]
+    assert list(loaded.component_spec.inputs) == sorted(loaded.component_spec.inputs)
+
+
+def test_image_comes_from_the_environment():
+    code = "from intern_pipelines.compiled import compile_pipeline; print(compile_pipeline('data'))"
+    environment = os.environ | {"INTERN_IMAGE": "registry.example/intern@sha256:0123"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "'image': 'registry.example/intern@sha256:0123'" in done.stdout
+
+
+def test_compiling_twice_in_one_process_gives_the_same():
+    assert compile_pipeline("adapt") == compile_pipeline("adapt")

@@ -1,0 +1,82 @@
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import own_data
+import pytest
+from running import LongRun, answer, processes_of, read_events, seconds_until_gone
+from smoke_runs import INTERRUPTED, LAYOUTS, Smoke, adapt, is_in_its_middle, resumed_steps, together
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Iterator[tuple[LongRun, float]]:
+    """The smoke run, going on."""
+    run = LongRun(tmp_path_factory.mktemp("smoke") / "state", "smoke", ["run", "--preset", "smoke", "--num-ranks", "2"])
+    yield run, time.monotonic()
+    run.process.kill()
+
+
+@pytest.fixture(scope="module")
+def interrupted(begun, tmp_path_factory):
+    """Beside it, a run that is asked to stop, then killed, then left alone: what was seen of the three tries."""
+    state = tmp_path_factory.mktemp("interrupted") / "state"
+    arguments = ["run", "--preset", "smoke", "--override", INTERRUPTED]
+    tries = []
+    for number, num_ranks in ((signal.SIGTERM, "2"), (signal.SIGKILL, "2"), (None, "1")):
+        run = LongRun(state, "smoke", [*arguments, "--num-ranks", num_ranks])
+        try:
+            if number is not None:
+                run.wait_until(lambda run=run: [event for event in run.events("step") if is_in_its_middle(event)])
+                if number == signal.SIGKILL:
+                    run.wait_until(lambda run=run: resumed_steps(run.events("note")) and len(run.events("step")) > 3)
+                run.process.send_signal(number)
+            code = run.finish()
+            gone_after_s = seconds_until_gone(state, 15)
+            tries.append((code, gone_after_s, read_events(run.events_path), run.stderr()))
+        finally:
+            run.process.kill()
+    return run, tries
+
+
+@pytest.fixture(scope="module")
+def smoke(begun) -> Smoke:
+    run, started = begun
+    code = run.finish()
+    wall_s = time.monotonic() - started
+    left = [process.cmdline() for process in processes_of(run.state_dir)]
+    assert code == 0, run.stderr()
+    return Smoke(run.state_dir, run.run_dir, run.stdout_path.read_text(), run.stderr(), wall_s, left)
+
+
+@pytest.fixture(scope="module")
+def served(smoke) -> Iterator[dict[str, str]]:
+    """The addresses of the smoke run's servers, which run again."""
+    yield answer("up", "--state-dir", smoke.state)
+    assert answer("down", "--state-dir", smoke.state) == {"stopped": True}
+    assert processes_of(smoke.state) == []
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """A person's data in every layout."""
+    root = tmp_path_factory.mktemp("own")
+    own_data.image_folder(root / "shapes")
+    # One image of 51 was cut short.
+    (root / "shapes" / "circle" / "cut.png").write_bytes((root / "shapes" / "circle" / "0.png").read_bytes()[:900])
+    own_data.labels_csv(root / "pairs")
+    own_data.coco(root / "boxes")
+    own_data.masks(root / "regions")
+    own_data.depth(root / "rooms")
+    return root
+
+
+@pytest.fixture(scope="module")
+def adapted(smoke, served, own):
+    """Every layout adapted; the image folder alone, with its time, the others side by side."""
+    started = time.monotonic()
+    first = adapt(smoke, own / LAYOUTS["shapes"][0], "shapes")
+    wall_s = time.monotonic() - started
+    names = list(LAYOUTS)[1:]
+    others = together(*(lambda name=name: adapt(smoke, own / LAYOUTS[name][0], name) for name in names))
+    return dict(zip(LAYOUTS, [first, *others], strict=True)), wall_s
