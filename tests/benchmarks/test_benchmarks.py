@@ -58,7 +58,7 @@ from intern_vision import presets, steps
 from intern_vision.stages.base import code_digest, run_stage
 presets.stage_config(presets.resolve("smoke"), "prepare", "flower")
 code_digest()
-heavy = {"numpy", "cv2", "torch", "deepspeed", "mlflow", "boto3", "requests", "pandas", "pyarrow", "daft", "grain", "kfp"}
+heavy = {"numpy", "cv2", "torch", "deepspeed", "mlflow", "boto3", "requests", "pyarrow", "daft", "grain", "kfp"}
 print(json.dumps(sorted(heavy & set(sys.modules))))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import own_data
@@ -19,18 +20,19 @@ def begun(tmp_path_factory) -> Iterator[tuple[LongRun, float]]:
 
 @pytest.fixture(scope="module")
 def interrupted(begun, tmp_path_factory):
-    """Beside it, a run that is asked to stop, then killed, then left alone: what was seen of the three tries."""
+    """Beside it, a run that is stopped, then killed, then lets a training end and is stopped: what was seen."""
     state = tmp_path_factory.mktemp("interrupted") / "state"
     arguments = ["run", "--preset", "smoke", "--override", INTERRUPTED]
     tries = []
-    for number, num_ranks in ((signal.SIGTERM, "2"), (signal.SIGKILL, "2"), (None, "1")):
+    for number, num_ranks, is_time in (
+        (signal.SIGTERM, "2", lambda run: [event for event in run.events("step") if is_in_its_middle(event)]),
+        (signal.SIGKILL, "2", lambda run: resumed_steps(run.events("note")) and len(run.events("step")) > 3),
+        (signal.SIGTERM, "1", lambda run: run.events("done")),
+    ):
         run = LongRun(state, "smoke", [*arguments, "--num-ranks", num_ranks])
         try:
-            if number is not None:
-                run.wait_until(lambda run=run: [event for event in run.events("step") if is_in_its_middle(event)])
-                if number == signal.SIGKILL:
-                    run.wait_until(lambda run=run: resumed_steps(run.events("note")) and len(run.events("step")) > 3)
-                run.process.send_signal(number)
+            run.wait_until(partial(is_time, run))
+            run.process.send_signal(number)
             code = run.finish()
             gone_after_s = seconds_until_gone(state, 15)
             tries.append((code, gone_after_s, read_events(run.events_path), run.stderr()))
