@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from intern_vision.cli import DEFAULT_STATE, AsJson, Debug, StateDir
 from intern_vision.config import canonical_json, parse_json_object, text_digest
 from intern_vision.console import StageProgress, reporting_errors, show
 from intern_vision.errors import ConfigError
+from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 Preset = Annotated[str, typer.Option("--preset", help="smoke, nano or small.")]
 Override = Annotated[str, typer.Option("--override", help="JSON object of changes to the preset.")]

@@ -91,10 +91,10 @@ def is_in_its_middle(event: dict[str, Any]) -> bool:
     return event["stage"] in ("amateur", "clip") and event["done"] >= 4
 
 
-def resumed_steps(events: list[dict[str, Any]]) -> list[int]:
-    """The steps at which trainings were resumed."""
-    notes = [event["note"] for event in events if event["event"] == "note"]
-    return [int(note.split()[3]) for note in notes if note.startswith("resumed at step")]
+def resumed(events: list[dict[str, Any]]) -> dict[str, int]:
+    """The steps at which trainings were resumed, by stage."""
+    notes = {event["stage"]: event["note"] for event in events if event["event"] == "note"}
+    return {stage: int(note.split()[3]) for stage, note in notes.items() if note.startswith("resumed at step")}
 
 
 def adapt(smoke: Smoke, data: Path, name: str, *arguments: str, exit_code: int = 0) -> Done:

@@ -9,6 +9,7 @@ import typer
 
 from intern_vision import __version__
 from intern_vision.console import reporting_errors, show
+from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 app = typer.Typer(
     name="intern",
@@ -17,11 +18,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-StateDir = Annotated[Path, typer.Option("--state-dir", envvar="INTERN_STATE", help="Folder for everything local.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-DEFAULT_STATE = Path(".intern")
 
 
 @app.callback(invoke_without_command=True)

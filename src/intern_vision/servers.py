@@ -208,11 +208,15 @@ def unix_sockets(ports: Mapping[str, int]) -> list[str]:
     return [str(SOCKET_FOLDER / f"seaweedfs-{name}.sock") for name in names]
 
 
-def s3_is_ready(access: S3Access) -> bool:
-    """Whether the bucket takes an object; the port opens before the bucket exists."""
+def s3_is_ready(access: S3Access, master_port: int) -> bool:
+    """Whether the bucket takes an object and gives the old ones.
+
+    The port opens before the bucket exists, and after a restart the master may learn of the volumes
+    only seconds later, until when no object written before can be read.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    if http_status(f"{access.endpoint}/healthz") != 200:
+    if http_status(f"{access.endpoint}/healthz") != 200 or not _volumes_are_known(master_port):
         return False
     try:
         access.client().put_object(Bucket=BUCKET, Key="_ready", Body=b"")
@@ -220,6 +224,17 @@ def s3_is_ready(access: S3Access) -> bool:
     except (BotoCoreError, ClientError):
         return False
     return True
+
+
+def _volumes_are_known(master_port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", master_port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/dir/status")
+        return bool(json.loads(connection.getresponse().read())["Topology"].get("DataCenters"))
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    finally:
+        connection.close()
 
 
 def mlflow_is_ready(uri: str) -> bool:

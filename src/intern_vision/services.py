@@ -313,7 +313,7 @@ def _start(state_dir: Path, names: list[str], credentials: dict[str, str], keep:
         waiting: dict[str, Callable[[], bool]] = {}
         if access:
             access.client()  # importing boto3 takes as long as the first server needs to start
-            waiting["seaweedfs"] = lambda: s3_is_ready(access)
+            waiting["seaweedfs"] = lambda: s3_is_ready(access, ports["master"])
         if "mlflow" in names:
             waiting["mlflow"] = lambda: mlflow_is_ready(record.mlflow_uri)
         wait_until_ready(supervisor, state_dir, waiting)

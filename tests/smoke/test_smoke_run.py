@@ -26,7 +26,7 @@ from running import (
     read_events,
     strict_json,
 )
-from smoke_runs import ARMS, FAMILIES, LAYOUTS, SETS, STEPS, TRAININGS, adapt, is_in_its_middle, resumed_steps, together
+from smoke_runs import ARMS, FAMILIES, LAYOUTS, SETS, STEPS, TRAININGS, adapt, is_in_its_middle, resumed, together
 
 from intern_vision.mlflow_rest import Server
 from intern_vision.presets import resolve
@@ -49,21 +49,22 @@ def test_killed_run_takes_everything_with_it(interrupted):
     code, gone_after_s, events, _ = interrupted[1][1]
     assert code == -signal.SIGKILL
     assert gone_after_s < 5.0, "ranks, steps or servers outlive the command"
-    assert len(resumed_steps(events)) == 1
+    assert len(resumed(events)) == 1
 
 
 def test_same_command_resumes_after_both_on_any_number_of_ranks(interrupted):
     run, tries = interrupted
     assert tries[2][0] == 75, tries[2][3]
-    steps = [resumed_steps(events)[0] for _, _, events, _ in tries[1:]]
-    done_at_first = max(event["done"] for event in tries[0][2] if event["event"] == "step" and is_in_its_middle(event))
+    # Which of the two trainings comes first is the local runner's choice, in each try anew.
+    begun = [event for event in tries[0][2] if event["event"] == "step" and is_in_its_middle(event)]
+    stage = begun[-1]["stage"]
+    steps = [resumed(events)[stage] for _, _, events, _ in tries[1:]]
     # Asked to stop, it saved the very step; killed, it has at least what it began with.
-    assert steps[0] >= done_at_first and steps[1] >= steps[0]
+    assert steps[0] >= begun[-1]["done"] and steps[1] >= steps[0]
     assert {event["stage"] for event in tries[2][2] if event["event"] == "cached"} >= {"prepare-upstream", "search"}
     kept = [path.name for path in (run.state_dir / "scratch").iterdir() if path.is_dir()]
     assert kept == [] and not (run.run_dir / "tmp").exists()
-    (done,) = [event for event in tries[2][2] if event["event"] == "done"]
-    assert done["stage"] in ("amateur", "clip") and (run.run_dir / "refs" / f"{done['stage']}.json").exists()
+    assert (run.run_dir / "refs" / f"{stage}.json").exists()
 
 
 def test_two_runs_side_by_side_share_nothing(interrupted, smoke):
