@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from intern_vision.errors import ConfigError
-from intern_vision.models.genotype import Activation, BlockShape, Genotype, squeeze_width
+from intern_vision.models.cost import squeeze_width
+from intern_vision.models.genotype import Activation, BlockShape, Genotype
+from intern_vision.models.public_backbones import IMAGENET_MEAN, IMAGENET_STD, Rgb
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-def normalise(image_BCHW: Tensor) -> Tensor:
-    """Turns uint8 RGB images, 0 to 255, into float32 with ImageNet's mean 0 and deviation 1.
+def normalise(image_BCHW: Tensor, mean: Rgb = IMAGENET_MEAN, std: Rgb = IMAGENET_STD) -> Tensor:
+    """Turns uint8 RGB images, 0 to 255, into float32 of mean 0 and deviation 1 over a dataset; ImageNet by default.
 
     Args:
         image_BCHW: ``(B, 3, H, W)`` uint8; the memory layout is kept.
+        mean: the dataset's mean of red, green and blue, 0 to 1.
+        std: its deviation.
     """
-    mean_C = torch.tensor(IMAGENET_MEAN, device=image_BCHW.device)
-    std_C = torch.tensor(IMAGENET_STD, device=image_BCHW.device)
+    mean_C = torch.tensor(mean, device=image_BCHW.device)
+    std_C = torch.tensor(std, device=image_BCHW.device)
     return (image_BCHW.float() - 255 * mean_C[:, None, None]) / (255 * std_C[:, None, None])
 
 
@@ -170,12 +171,7 @@ class SelfAttention(nn.Module):
             ``(B, N, out_width)``.
         """
         q_BGNS, k_BGNS, v_BGNS = split_heads(self.qkv(x_BNC), self.head_size)
-        # Written out: on the CPU, the backward pass of the fused kernel takes some thirty times
-        # as long in bfloat16 as in float32, and a third of a whole training step.
-        logits_BGNN = (q_BGNS * self.head_size**-0.5) @ k_BGNS.transpose(-2, -1)
-        if allowed_BNN is not None:
-            logits_BGNN = logits_BGNN.masked_fill(~allowed_BNN[:, None], float("-inf"))
-        mixed_BGNS = logits_BGNN.softmax(-1).to(v_BGNS.dtype) @ v_BGNS
+        mixed_BGNS = attend(q_BGNS, k_BGNS, v_BGNS, allowed_BNN)
         return self.projection(mixed_BGNS.transpose(1, 2).flatten(2))
 
 
@@ -318,6 +314,26 @@ def split_heads(qkv_BN3C: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tenso
     """Queries, keys and values ``(B, G, N, S)`` from one projection ``(B, N, 3 G S)``."""
     q, k, v = qkv_BN3C.unflatten(2, (3, -1, head_size)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
+
+
+def attend(q_BGNS: Tensor, k_BGMS: Tensor, v_BGMS: Tensor, allowed_BNM: Tensor | None = None) -> Tensor:
+    """Softmax attention of N queries on M tokens, scaled by ``S ** -0.5``.
+
+    Args:
+        q_BGNS: queries.
+        k_BGMS: keys.
+        v_BGMS: values.
+        allowed_BNM: bool, broadcast over the batch; True where a query may look at a token.
+
+    Returns:
+        ``(B, G, N, S)`` in the values' dtype.
+    """
+    # Written out: on the CPU, the backward pass of the fused kernel takes some thirty times
+    # as long in bfloat16 as in float32, and a third of a whole training step.
+    logits_BGNM = (q_BGNS * q_BGNS.shape[-1] ** -0.5) @ k_BGMS.transpose(-2, -1)
+    if allowed_BNM is not None:
+        logits_BGNM = logits_BGNM.masked_fill(~allowed_BNM[:, None], float("-inf"))
+    return logits_BGNM.softmax(-1).to(v_BGMS.dtype) @ v_BGMS
 
 
 def _shortcut(shape: BlockShape) -> nn.Module:
