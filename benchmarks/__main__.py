@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.measure import Figure, hardware
 
-SCRIPTS = ("d1_trainer_step", "d3_loader", "d10_pipeline_step", "d13_tracking")
+SCRIPTS = ("d1_trainer_step", "d3_loader", "d10_pipeline_step", "d13_tracking", "d14_search_cost")
 COLUMNS = ("figure", "measured", "target", "", "reference", "limit")
 
 

@@ -54,9 +54,9 @@ def test_a_step_reads_its_config_without_heavy_modules():
     """Figure D10 stands and falls with this."""
     code = """
 import json, sys
-from intern_vision import presets, steps
+from intern_vision import presets, run_config, steps
 from intern_vision.stages.base import code_digest, run_stage
-presets.stage_config(presets.resolve("smoke"), "prepare", "flower")
+run_config.stage_config(presets.resolve("smoke"), "prepare", "flower")
 code_digest()
 heavy = {"numpy", "cv2", "torch", "deepspeed", "mlflow", "boto3", "requests", "pyarrow", "daft", "grain", "kfp"}
 print(json.dumps(sorted(heavy & set(sys.modules))))

@@ -1,60 +1,88 @@
-"""Search (GV-A): a genotype from the MetaNet space by Optuna, within a multiply-add budget.
+"""Search (GV-A): a genotype from the space around a template, within a multiply-add budget.
 
-The reward is MnasNet's, quality x (cost / target)^-0.07 (arXiv 1807.11626), with multiply-adds as
-cost and, as quality, the concept mAP that a short multi-label training reaches on validation images.
-Trials are kept in the store, so a search that was stopped goes on where it was.
+The reward is MnasNet's, quality x (cost / target)^-0.07 (arXiv 1807.11626), with multiply-adds as cost. Quality is
+the validation score of a short training of each candidate, or of its slice of shared weights that are trained once.
+Trials are kept in the store one by one, so a search that was stopped goes on where it was.
+
+Given the inputs ``round`` and ``results``, the stage takes the trials from there: the rounds of a pipeline, whose
+candidates were evaluated by steps of their own, end in it.
 """
 
 import json
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from intern_vision import config as base
 from intern_vision.data.settings import AugmentConfig
-from intern_vision.errors import ConfigError, MissingObjectError
-from intern_vision.heads import HeadConfig
-from intern_vision.models.genotype import GENOTYPES, Genotype, StageGene, num_macs, num_parameters
+from intern_vision.errors import MissingObjectError
+from intern_vision.models.genotype import GENOTYPES, Genotype, num_macs
 from intern_vision.ref import Ref
+from intern_vision.search.controllers import ControllerKind, make_controller
+from intern_vision.search.driver import Search
+from intern_vision.search.reward import Reward, hypervolume
+from intern_vision.search.space import Space, SpaceConfig
 from intern_vision.stages.base import Inputs, StageContext
-from intern_vision.store import join_uri
+from intern_vision.store import Store, join_uri
 from intern_vision.task import Family
 from intern_vision.train.settings import TrainerConfig
 
+if TYPE_CHECKING:
+    from intern_vision.search.evaluate import Evaluator, ProxyTask
+    from intern_vision.train.trainer import TrainJob
+    from intern_vision.train.workspace import Workspace
+
 TRIALS_FILE = "trials.json"
 GENOTYPE_FILE = "genotype.json"
+PICTURE_FILE = "pareto.png"
+TRIAL_FILE = "trial.json"
+
+FEW_TRIALS = SpaceConfig(
+    operators=("attention", "cross_covariance"),
+    searched_operators="last",
+    expansions=(2, 3, 4),
+    width_factors=(0.75, 1.0, 1.25),
+    block_offsets=(-1, 0, 1),
+    downsamplings=("block",),
+)
+"""A space close to the template, for a handful of proxy trainings; ``SpaceConfig()`` is the whole one."""
 
 
 class Config(base.Config):
-    """The space, the budget and the proxy training.
+    """The space, the budget, who proposes and how candidates are scored.
 
     Attributes:
         template: name of the genotype that the space lies around; its own trial comes first.
-        num_trials: candidates to train; 1 trains and takes the template itself.
-        expansions: choices of every stage's expansion.
-        width_factors: choices of the factor on every stage's width.
-        block_offsets: choices of what is added to every stage's number of blocks.
-        last_operators: choices of the coarsest stage's operator.
-        max_macs_ratio: largest cost over the template's; dearer candidates are not trained.
+        space: the choices.
+        num_trials: candidates to evaluate; 1 evaluates and takes the template itself.
+        controller: ``ppo`` (the paper's recurrent policy), Optuna's ``tpe`` or ``nsga2``, or ``random``.
+        round_size: candidates that are proposed before any of them is evaluated.
+        evaluator: ``proxy`` trains each candidate; ``supernet`` trains shared weights once.
+        num_paths: genotypes that a step of the supernet's training takes.
+        num_calibration_batches: batches for a candidate's BatchNorm statistics in the supernet.
+        max_macs_ratio: largest cost over the template's; dearer candidates are not evaluated.
         cost_exponent: exponent of the cost in the reward.
-        family: the task of the proxy training.
-        trainer: the proxy training.
+        family: the task of the training.
+        trainer: the training of each candidate, or of the supernet.
         augment: how its images are changed.
-        seed: of the sampler.
+        seed: of the controller, the fresh weights and the supernet's paths.
     """
 
     template: str = "nano"
+    space: SpaceConfig = FEW_TRIALS
     num_trials: int = Field(default=8, ge=1)
-    expansions: tuple[int, ...] = (2, 3, 4)
-    width_factors: tuple[float, ...] = (0.75, 1.0, 1.25)
-    block_offsets: tuple[int, ...] = (-1, 0, 1)
-    last_operators: tuple[Literal["attention", "cross_covariance"], ...] = ("attention", "cross_covariance")
-    max_macs_ratio: float = Field(default=1.1, gt=0)
-    cost_exponent: float = -0.07
+    controller: ControllerKind = "tpe"
+    round_size: int = Field(default=1, ge=1)
+    evaluator: Literal["proxy", "supernet"] = "proxy"
+    num_paths: int = Field(default=1, ge=1)
+    num_calibration_batches: int = Field(default=2, ge=1)
+    max_macs_ratio: float = Field(default=1.0, gt=0)
+    cost_exponent: float = Field(default=-0.07, le=0)
     family: Family = "multilabel"
     trainer: TrainerConfig
     augment: AugmentConfig
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     def faults(self) -> list[str]:
         """The template must be known."""
@@ -62,88 +90,76 @@ class Config(base.Config):
         return [] if self.template in GENOTYPES else [f"template must be one of {known}, got {self.template!r}"]
 
 
+def make_search(config: Config) -> Search:
+    """A fresh search; no torch unless the controller needs it."""
+    space = Space(GENOTYPES[config.template], config.space, config.augment.image_size_px)
+    reward = Reward(
+        target_macs=num_macs(space.template, space.template.image_size_px),
+        exponent=config.cost_exponent,
+        max_ratio=config.max_macs_ratio,
+    )
+    controller = make_controller(config.controller, space, config.seed, config.num_trials)
+    return Search(space=space, controller=controller, reward=reward, round_size=config.round_size)
+
+
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
-    """Searches on the input ``data``; the result's folder holds ``genotype.json`` and ``trials.json``."""
-    import optuna
+    """Searches on the input ``data``.
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    The result's folder holds ``genotype.json``, ``trials.json`` and ``pareto.png``.
+    """
+    search = make_search(config)
     trials_uri = join_uri(context.output_uri, TRIALS_FILE)
-    trials = _known_trials(context, trials_uri)
-    study = optuna.create_study(direction="maximize")
-    for trial in trials:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=trial["params"], distributions=_distributions(config), value=trial["reward"]
-            )
-        )
-    if not trials:
-        study.enqueue_trial(_template_params(config))
-    while len(trials) < config.num_trials:
-        # A sampler for each trial: a search that was stopped goes on as if it had not been.
-        num_random = max(2, config.num_trials // 3)
-        study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(trials), n_startup_trials=num_random)
-        trial = study.ask(_distributions(config))
-        genotype = decode(config, trial.params)
-        result = _evaluate(config, genotype, inputs, context, len(trials))
-        study.tell(trial, result["reward"])
-        trials.append({"params": trial.params, "genotype": genotype.to_dict(), **result})
-        context.store.put(json.dumps(trials).encode(), trials_uri)
-        context.progress.step(len(trials), config.num_trials, f"reward {result['reward']:.4f}")
-    best = max(trials, key=lambda trial: trial["reward"])
-    (context.output_dir / GENOTYPE_FILE).write_text(Genotype.from_dict(best["genotype"]).to_json())
-    (context.output_dir / TRIALS_FILE).write_text(json.dumps(trials, indent=1))
-    context.facts |= {
-        "best_reward": best["reward"],
-        "best_trial": trials.index(best),
-        "num_trained": sum(trial["trained"] for trial in trials),
-        "num_parameters": best["num_parameters"],
-    }
-    return context.commit("genotype", f"genotype-{config.template}")
+    given = earlier_trials(inputs, context)
+    search.replay((given or _known_trials(context, trials_uri))[: config.num_trials])
+    if len(search.trials) < config.num_trials:
+        evaluator = make_evaluator(config, inputs, context, search)
+        context.progress.restart_clock(len(search.trials))
+    while len(search.trials) < config.num_trials:
+        trial = search.tell(evaluator.quality(search.candidates()[0].genotype))
+        context.store.put(json.dumps(search.trials).encode(), trials_uri)
+        context.progress.step(len(search.trials), config.num_trials, f"reward {trial['reward']:.4f}")
+    return _conclude(config, search, context)
 
 
-def decode(config: Config, params: dict[str, Any]) -> Genotype:
-    """The genotype that a trial's parameters stand for."""
-    template = GENOTYPES[config.template]
-    stages = []
-    for index, stage in enumerate(template.stages):
-        is_last = index == len(template.stages) - 1
-        # Attention splits both its input and its output into heads.
-        neighbours = template.stages[index : index + 2]
-        has_heads = any(each.operator in ("attention", "cross_covariance") for each in neighbours)
-        unit = template.head_size if has_heads else 8
-        width = max(unit, round(stage.width * params[f"width_factor_{index}"] / unit) * unit)
-        stages.append(
-            StageGene(
-                operator=params["last_operator"] if is_last else stage.operator,
-                expansion=params[f"expansion_{index}"],
-                width=width,
-                num_blocks=max(1, stage.num_blocks + params[f"block_offset_{index}"]),
-                stride=stage.stride,
-            )
-        )
-    return Genotype.from_dict(template.to_dict() | {"stages": [stage.to_dict() for stage in stages]})
+def build(config: Config, workspace: "Workspace") -> "TrainJob":
+    """The training of the supernet, as a rank runs it."""
+    from intern_vision.search.evaluate import supernet_job
+
+    search = make_search(config)
+    task = _task(config, workspace.store, workspace.inputs, workspace.cache_dir)
+    return supernet_job(config, task, search.space, search.reward)
 
 
-def _distributions(config: Config) -> dict[str, Any]:
-    from optuna.distributions import CategoricalDistribution
+def make_evaluator(config: Config, inputs: Inputs, context: StageContext, search: Search) -> "Evaluator":
+    """The evaluator asked for; trains the supernet first where it is not on the store yet."""
+    from intern_vision.search.evaluate import ProxyEvaluator, SupernetEvaluator
+    from intern_vision.train.launch import train_in_process
 
-    space: dict[str, Any] = {"last_operator": CategoricalDistribution(config.last_operators)}
-    for index in range(len(GENOTYPES[config.template].stages)):
-        space[f"expansion_{index}"] = CategoricalDistribution(config.expansions)
-        space[f"width_factor_{index}"] = CategoricalDistribution(config.width_factors)
-        space[f"block_offset_{index}"] = CategoricalDistribution(config.block_offsets)
-    return space
+    task = _task(config, context.store, inputs, context.cache_dir)
+    if config.evaluator == "proxy":
+        return ProxyEvaluator(task, config.trainer, config.seed, lambda job: train_in_process(job, context))
+    return SupernetEvaluator(
+        task,
+        search.space,
+        _supernet_path(config, context),
+        num_batches=config.num_calibration_batches,
+        bf16=config.trainer.precision == "bf16",
+    )
 
 
-def _template_params(config: Config) -> dict[str, Any]:
-    template = GENOTYPES[config.template]
-    params: dict[str, Any] = {"last_operator": template.stages[-1].operator}
-    for index, stage in enumerate(template.stages):
-        params |= {f"expansion_{index}": stage.expansion, f"width_factor_{index}": 1.0, f"block_offset_{index}": 0}
-    unknown = [name for name, value in params.items() if value not in _distributions(config)[name].choices]
-    if unknown:
-        raise ConfigError(f"search: the template {config.template} lies outside the space in {', '.join(unknown)}")
-    return params
+def earlier_trials(inputs: Inputs, context: StageContext) -> list[dict[str, Any]]:
+    """Trials of the rounds before: those that the input ``round`` knew, and its candidates' ``results``."""
+    before = inputs.optional("round")
+    if before is None:
+        return []
+    trials = json.loads((context.fetch(before) / TRIALS_FILE).read_text())
+    return trials + [json.loads((context.fetch(ref) / TRIAL_FILE).read_text()) for ref in inputs.many("results")]
+
+
+def _task(config: Config, store: Store, inputs: Inputs, cache_dir: Path) -> "ProxyTask":
+    from intern_vision.search.evaluate import ProxyTask
+
+    return ProxyTask(store, inputs.one("data").uri, cache_dir, config.family, config.augment)
 
 
 def _known_trials(context: StageContext, uri: str) -> list[dict[str, Any]]:
@@ -153,56 +169,41 @@ def _known_trials(context: StageContext, uri: str) -> list[dict[str, Any]]:
         return []
 
 
-def _evaluate(config: Config, genotype: Genotype, inputs: Inputs, context: StageContext, number: int) -> dict[str, Any]:
-    size_px = config.augment.image_size_px
-    target_macs = num_macs(GENOTYPES[config.template], size_px)
-    macs = num_macs(genotype, size_px)
-    result = {"num_macs": macs, "num_parameters": num_parameters(genotype), "trained": False}
-    if macs > config.max_macs_ratio * target_macs:
-        # Too dear to train: worse than anything trained, and the worse the dearer, so that the sampler learns.
-        return {**result, "quality": 0.0, "reward": -macs / target_macs}
-    import torch
+def _supernet_path(config: Config, context: StageContext) -> Path:
+    """Shared weights that an earlier attempt trained, or fresh ones.
 
-    from intern_vision.bench.scoring import score_head
-    from intern_vision.data.augment import Augment
-    from intern_vision.data.loader import ShardSource
-    from intern_vision.models.vision import ModelSpec, VisionModel
-    from intern_vision.train.launch import train_in_process
-    from intern_vision.train.objective import MultiTaskObjective
-    from intern_vision.train.trainer import TrainJob
-    from intern_vision.train.upstream import fields_of, head_specs
+    They lie beside their training's checkpoints and go with them: they are a means, and no part of the output.
+    """
+    from intern_vision.search.supernet import SUPERNET_FILE
+    from intern_vision.train.launch import HISTORY_FILE, run_ranks
 
-    uri = inputs.one("data").uri
-    source = ShardSource(
-        context.store, uri, cache_dir=context.cache_dir, split="train", fields=fields_of((config.family,))
-    )
-    torch.manual_seed(config.seed)
-    model = VisionModel(
-        ModelSpec(
-            genotype=genotype,
-            image_size_px=size_px,
-            heads=head_specs(source.info, (config.family,), HeadConfig()),
-        )
-    )
-    job = TrainJob(
-        objective=MultiTaskObjective(model),
-        source=source,
-        transform=Augment(config.augment, num_concepts=len(source.info.concept_names)),
-        config=config.trainer,
-    )
-    train_in_process(job, context)
-    validation = ShardSource(
-        context.store,
-        uri,
-        cache_dir=context.cache_dir,
-        split="val",
-        fields=fields_of((config.family,)),
-    )
-    metrics, _ = score_head(model.eval(), model.heads[config.family], validation)
-    quality = 1.0 - metrics["error"]
-    return {
-        **result,
-        "trained": True,
-        "quality": quality,
-        "reward": quality * (macs / target_macs) ** config.cost_exponent,
+    path = context.scratch_dir / SUPERNET_FILE
+    uri = join_uri(context.output_uri, "checkpoints", SUPERNET_FILE)
+    try:
+        context.store.get(uri, path)
+    except MissingObjectError:
+        run_ranks("search", config, context)
+        (context.output_dir / SUPERNET_FILE).rename(path)
+        (context.output_dir / HISTORY_FILE).unlink()
+        context.store.put(path, uri)
+    return path
+
+
+def _conclude(config: Config, search: Search, context: StageContext) -> Ref:
+    from intern_vision.search.picture import draw_trials
+
+    best, reward = search.best, search.reward
+    (context.output_dir / GENOTYPE_FILE).write_text(Genotype.from_dict(best["genotype"]).to_json())
+    (context.output_dir / TRIALS_FILE).write_text(json.dumps(search.trials, indent=1))
+    (context.output_dir / PICTURE_FILE).write_bytes(draw_trials(search))
+    points = [(reward.ratio(trial["num_macs"]), trial["quality"]) for trial in search.trials]
+    context.facts |= {
+        "num_trials": len(search.trials),
+        "best_trial": search.trials.index(best),
+        "best_reward": best["reward"],
+        "best_quality": best["quality"],
+        "hypervolume": hypervolume(points, reward.max_ratio),
+        "num_macs": best["num_macs"],
+        "num_parameters": best["num_parameters"],
     }
+    return context.commit("genotype", f"genotype-{config.template}")
