@@ -2,10 +2,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2yiq, yiq2rgb
 
-from intern_vision.data.augment import Augment, AugmentConfig, Resize, crop_affine, warp_boxes, warp_image, warp_labels
+from intern_vision.data.augment import (
+    Augment,
+    AugmentConfig,
+    Resize,
+    change_colours,
+    crop_affine,
+    warp_boxes,
+    warp_image,
+    warp_labels,
+)
 from intern_vision.data.batch import collate
 from intern_vision.data.sample import Sample
+from intern_vision.data.settings import CLIP_CROP, MOCO_V2
 from intern_vision.data.text import Tokenizer
 from intern_vision.errors import ConfigError, DataError
 
@@ -137,6 +149,85 @@ def test_jitter_without_clipping_has_the_stated_ranges():
     means = np.array([value.mean() for value in values])
     assert 50 <= means.min() < 60 and 140 < means.max() <= 150
     assert max(np.ptp(value) for value in values) <= 1
+
+
+def test_named_sets_have_the_source_s_numbers():
+    assert MOCO_V2.to_dict() == {
+        "image_size_px": 224,
+        "scale_min": 0.2,
+        "scale_max": 1.0,
+        "aspect_max": 4 / 3,
+        "hflip_probability": 0.5,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "colour_probability": 0.8,
+        "grey_probability": 0.2,
+        "blur_probability": 0.5,
+        "blur_sigma_min_px": 0.1,
+        "blur_sigma_max_px": 2.0,
+        "num_views": 2,
+        "min_box_visibility": 0.3,
+    }
+    quiet = {name: CLIP_CROP.to_dict()[name] for name in CLIP_CROP.to_dict() if name.endswith("probability")}
+    assert set(quiet.values()) == {0.0} and (CLIP_CROP.scale_min, CLIP_CROP.scale_max) == (0.5, 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_one_matrix_equals_brightness_contrast_saturation_and_hue_one_after_the_other(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(100, 140, (9, 7, 3), np.uint8)  # no factor takes these out of 0..255
+    draws = np.concatenate([[0.0, 0.9], rng.random(7)])
+    config = MOCO_V2.with_overrides({"blur_probability": 0.0, "contrast": 0.2, "saturation": 0.2, "brightness": 0.3})
+    steps = 2 * draws[2:6] - 1
+    found = change_colours(config, image, draws)
+    expected = image * (1 + 0.3 * steps[0])
+    grey = expected @ [0.299, 0.587, 0.114]
+    expected = grey.mean() + (1 + 0.2 * steps[1]) * (expected - grey.mean())
+    grey = (expected @ [0.299, 0.587, 0.114])[..., None]
+    expected = grey + (1 + 0.2 * steps[2]) * (expected - grey)
+    yiq = rgb2yiq(expected)
+    turned = (yiq[..., 1] + 1j * yiq[..., 2]) * np.exp(2j * np.pi * 0.1 * steps[3])
+    expected = yiq2rgb(np.stack([yiq[..., 0], turned.real, turned.imag], axis=-1))
+    assert np.abs(found - expected).max() <= 1.0
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.3, 0.7, 0.999])
+def test_blur_is_gaussian_with_the_drawn_deviation(draw):
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    found = change_colours(MOCO_V2, image, [0.99, 0.99, *[0.5] * 4, 0.4, draw, 0.0])
+    sigma = 0.1 + 1.9 * draw
+    expected = gaussian_filter(image.astype(float), (sigma, sigma, 0), mode="mirror", truncate=4.0)
+    assert np.abs(found[8:-8, 8:-8] - expected[8:-8, 8:-8]).max() <= 2.0
+    assert np.array_equal(change_colours(MOCO_V2, image, [0.99, 0.99, *[0.5] * 4, 0.6, draw, 0.0]), image)
+
+
+def test_views_say_where_they_lie():
+    sample = square_scene()
+    augment = Augment(AugmentConfig(num_views=2, colour_probability=0.0, grey_probability=0.0))
+    batch = collate([augment(sample, np.random.default_rng(seed)) for seed in range(4)])
+    assert batch["affine_B23"].shape == batch["second_affine_B23"].shape == (4, 2, 3)
+    for view, affine in (("image_BCHW", "affine_B23"), ("second_image_BCHW", "second_affine_B23")):
+        for shown, own in zip(batch[view], batch[affine], strict=True):
+            again = warp_image(sample.image, own.double().numpy(), 64)
+            assert np.abs(again.astype(int) - shown.permute(1, 2, 0).numpy()).max() <= 1
+    assert "affine" not in Augment(AugmentConfig())(sample, np.random.default_rng(0))
+
+
+def test_hidden_tokens_follow_from_seed_and_place_alone():
+    captions = ["a red cup on a green table", "a blue cup"]
+    tokenizer = Tokenizer.train(captions, 300)
+    sample = square_scene()
+    sample.caption = captions[0]
+    augment = Augment(AugmentConfig(), tokenizer=tokenizer, context_length=20, mask_share=0.5)
+    example, again = (augment(sample, np.random.default_rng(5)) for _ in range(2))
+    hidden = example["token_targets"] >= 0
+    assert hidden.any() and np.array_equal(example["token_targets"][hidden], example["tokens"][hidden])
+    assert all(np.array_equal(example[name], again[name]) for name in ("masked_tokens", "token_targets"))
+    plain = Augment(AugmentConfig(), tokenizer=tokenizer, context_length=20)(sample, np.random.default_rng(5))
+    assert "masked_tokens" not in plain and np.array_equal(plain["image"], example["image"])
 
 
 def test_two_views_differ_and_carry_both_captions():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intern_vision.data.text import Tokenizer, augment_caption
+from intern_vision.data.text import Tokenizer, augment_caption, mask_tokens
 from intern_vision.errors import ConfigError, DataError
 
 CAPTIONS = [
@@ -90,3 +90,62 @@ def test_some_word_is_left_and_the_seed_decides(words, seed):
     assert bool(changed) == bool(words)
     assert set(changed) <= {"red", "cup", "on", "crimson", "mug", "beaker"}
     assert len(augment_caption(words, np.random.default_rng(seed))) in (len(words), len(words) - 1)
+
+
+MASK_ID = 297
+
+
+def caption_tokens(num_rows=400, length=24):
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(1, MASK_ID, (num_rows, length))
+    tokens[:, 0] = MASK_ID + 1  # start
+    for row in range(num_rows):
+        end = 3 + row % (length - 3)
+        tokens[row, end] = MASK_ID + 2
+        tokens[row, end + 1 :] = 0
+    return tokens
+
+
+def masked(tokens, share):
+    rng = np.random.default_rng(0)
+    pairs = [mask_tokens(row, rng, mask_id=MASK_ID, share=share) for row in tokens]
+    return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+
+
+def test_a_share_of_the_ordinary_tokens_is_corrupted_as_in_bert():
+    tokens = caption_tokens(1200)
+    corrupted, targets = masked(tokens, 0.15)
+    assert corrupted.dtype == targets.dtype == np.int64
+    ordinary, chosen = (tokens > 0) & (tokens < MASK_ID), targets != -100
+    assert not (chosen & ~ordinary).any()
+    assert np.array_equal(corrupted[~chosen], tokens[~chosen]) and np.array_equal(targets[chosen], tokens[chosen])
+    num_ordinary, num_chosen = ordinary.sum(), chosen.sum()
+    # Four standard deviations of a binomial.
+    assert abs(num_chosen / num_ordinary - 0.15) < 4 * (0.15 * 0.85 / num_ordinary) ** 0.5
+    for name, values, expected in (("mask", MASK_ID, 0.8), ("same", tokens, 0.1)):
+        share = (corrupted == values)[chosen].mean()
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / num_chosen) ** 0.5 + 0.001, name
+    others = corrupted[chosen & (corrupted != MASK_ID) & (corrupted != tokens)]
+    assert others.min() >= 1 and others.max() < MASK_ID
+    # Random ones are spread over the whole vocabulary.
+    assert abs(others.mean() - MASK_ID / 2) < 4 * MASK_ID / (12 * len(others)) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_share_is_respected(share):
+    tokens = caption_tokens()
+    _, targets = masked(tokens, share)
+    num_ordinary = ((tokens > 0) & (tokens < MASK_ID)).sum()
+    assert (targets >= 0).sum() / num_ordinary == pytest.approx(share, abs=0.03)
+
+
+def test_clip_s_vocabulary_with_a_mask_can_be_learned():
+    # Every merge of two pieces needs words that have them: 30,000 random words of nine letters have enough.
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    captions = (" ".join("".join(word) for word in letters[rng.integers(0, 26, (10, 9))]) for _ in range(3_000))
+    found = Tokenizer.train(captions, 49_409)
+    assert found.vocab_size == 49_409 and found.end_id == 49_408
+    assert (found.mask_id, found.start_id) == (49_406, 49_407)
+    tokens = found.encode("a photo of " + 100 * "something ", 77)
+    assert tokens.shape == (77,) and tokens.argmax() == 76

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from intern_vision.data.batch import Example
 from intern_vision.data.sample import IGNORE_LABEL, Sample
 from intern_vision.data.settings import AugmentConfig
-from intern_vision.data.text import Tokenizer, augment_caption
+from intern_vision.data.text import Tokenizer, augment_caption, mask_tokens
 from intern_vision.errors import DataError
 
 Matrix = NDArray[np.float64]
@@ -39,6 +39,8 @@ class _Transform:
 
     def _fixed_fields(self, sample: Sample) -> Example:
         example: Example = {"key": sample.key}
+        if sample.source is not None:
+            example["source"] = sample.source
         if sample.label is not None:
             example["label"] = sample.label
         if sample.concepts is not None:
@@ -77,6 +79,7 @@ class Augment(_Transform):
         context_length: int = 32,
         num_concepts: int = 0,
         synonyms: Mapping[str, str | Sequence[str]] | None = None,
+        mask_share: float = 0.0,
     ) -> None:
         """Prepares the transform.
 
@@ -87,9 +90,12 @@ class Augment(_Transform):
             context_length: tokens a caption.
             num_concepts: length of the multi-hot ``concepts``.
             synonyms: for ``augment_caption``.
+            mask_share: share of a caption's tokens hidden by ``mask_tokens``, in [0, 1]; above 0 it adds
+                ``masked_tokens`` and ``token_targets``.
         """
         super().__init__(config, tokenizer, context_length, num_concepts)
         self.synonyms = synonyms
+        self.mask_share = mask_share
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
         """One example; DataError where a concept is beyond ``num_concepts``."""
@@ -98,6 +104,8 @@ class Augment(_Transform):
         # All of a view's random numbers at once: a call to the generator costs as much as a hundred numbers.
         for view, draws in enumerate(rng.random((self.config.num_views, 14)).tolist()):
             affine = crop_affine(self.config, width, height, draws[:5])
+            if self.config.num_views == 2:
+                example["second_affine" if view else "affine"] = affine.astype(np.float32)
             if view == 0:
                 self._place(example, sample, affine)
                 example["image"] = change_colours(self.config, example["image"], draws[5:])
@@ -107,6 +115,10 @@ class Augment(_Transform):
         if self.config.num_views == 2 and "tokens" in example and self.tokenizer is not None:
             words = augment_caption((sample.caption or "").split(), rng, self.synonyms)
             example["second_tokens"] = self.tokenizer.encode(" ".join(words), self.context_length)
+        if self.mask_share and "tokens" in example and self.tokenizer is not None:
+            example["masked_tokens"], example["token_targets"] = mask_tokens(
+                example["tokens"], rng, mask_id=self.tokenizer.mask_id, share=self.mask_share
+            )
         return example
 
 

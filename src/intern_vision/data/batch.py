@@ -19,9 +19,14 @@ _BOX_COUNT_STEP = 4
 _IMAGES = {"image": "image_BCHW", "second_image": "second_image_BCHW"}
 _LISTED = {"key", "boxes", "box_labels"}
 _STACKED = {
+    "source": ("source_B", np.int64),
     "label": ("label_B", np.int64),
     "tokens": ("tokens_BL", np.int64),
     "second_tokens": ("second_tokens_BL", np.int64),
+    "masked_tokens": ("masked_tokens_BL", np.int64),
+    "token_targets": ("token_targets_BL", np.int64),
+    "affine": ("affine_B23", np.float32),
+    "second_affine": ("second_affine_B23", np.float32),
     "concepts": ("concepts_BK", np.float32),
     "mask": ("mask_BHW", np.uint8),
     "depth": ("depth_BHW", np.float32),
@@ -41,6 +46,10 @@ def collate(examples: Iterable[Example], num_examples: int = 0) -> Batch:
     ``image_BCHW``              uint8      RGB, 0..255
     ``second_image_BCHW``       uint8      the second view, where there are two
     ``tokens_BL``               int64      caption; ``second_tokens_BL`` the augmented caption
+    ``masked_tokens_BL``        int64      caption with hidden tokens
+    ``token_targets_BL``        int64      the hidden tokens, -100 elsewhere
+    ``affine_B23``              float32    map of source pixels to the view's; ``second_affine_B23``
+    ``source_B``                int64      number of the sample's dataset, where several are mixed
     ``label_B``                 int64      class index, -1 unknown
     ``concepts_BK``             float32    1 where concept k is present
     ``boxes_BN4``               float32    x0 y0 x1 y1 in pixels, padded with zeros

@@ -17,6 +17,7 @@ import numpy as np
 
 from intern_vision.data.batch import Batch, Example, collate
 from intern_vision.data.codec import decode_image, decode_map
+from intern_vision.data.mixture import MixtureSource
 from intern_vision.data.sample import IGNORE_LABEL, Sample, Split
 from intern_vision.data.shard import FIELDS, INDEX_NAME, INFO_NAME, MEMBERS, DatasetInfo, ShardInfo
 from intern_vision.errors import ConfigError, DataError, MissingObjectError
@@ -340,9 +341,9 @@ def make_loader(
     grain = _use_grain()
     order = grain.MapDataset.range(len(source))
     # Grain's epoch e under seed s is its epoch 0 under seed s + e; mixing keeps near seeds apart.
-    shuffle_seed, noise_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    order_seed, noise_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     if shuffle:
-        order = order.shuffle(shuffle_seed)
+        order = source.order(order_seed, batch_size) if isinstance(source, MixtureSource) else order.shuffle(order_seed)
     num_own = batch_size // num_ranks
 
     def prepare(number: int) -> Batch:

@@ -25,6 +25,7 @@ class Sample:
         box_labels: ``(num_boxes,)`` int64 class indices.
         mask: ``(height, width)`` uint8 class indices, 255 = ignore.
         depth: ``(height, width)`` float32 metres, 0 = unknown.
+        source: number of the dataset it came from, where several are mixed; not stored.
     """
 
     key: str
@@ -37,3 +38,4 @@ class Sample:
     box_labels: NDArray[np.int64] | None = None
     mask: NDArray[np.uint8] | None = None
     depth: NDArray[np.float32] | None = None
+    source: int | None = None

@@ -52,3 +52,25 @@ class AugmentConfig(Config):
         """The ranges must not be empty."""
         pairs = (("scale_min", "scale_max"), ("blur_sigma_min_px", "blur_sigma_max_px"))
         return [f"{low} must be <= {high}" for low, high in pairs if getattr(self, low) > getattr(self, high)]
+
+
+class MixtureConfig(Config):
+    """How the samples of several datasets are mixed.
+
+    Attributes:
+        temperature: a dataset's share is proportional to its number of samples to this power, in [0, 1]: 1 draws every
+            sample equally often, 0 every dataset.
+        homogeneous: all samples of a batch from one dataset, whose turn comes by the same shares; else mixed batches.
+    """
+
+    temperature: float = Field(0.5, ge=0, le=1)
+    homogeneous: bool = False
+
+
+MOCO_V2 = AugmentConfig(image_size_px=224, blur_probability=0.5, num_views=2)
+"""How DeCLIP makes its views: MoCo v2's set (arXiv 2003.04297), which is the defaults and blur."""
+
+CLIP_CROP = AugmentConfig(
+    image_size_px=224, scale_min=0.5, hflip_probability=0, colour_probability=0, grey_probability=0
+)
+"""What the plain CLIP baseline of the same code sees: a random crop of half the image or more, and nothing else."""

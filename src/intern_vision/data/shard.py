@@ -57,6 +57,7 @@ class DatasetInfo(Config):
         licence: licence of the images.
         source: where the data came from.
         concept_names: names of the indices in ``Sample.concepts``.
+        synonyms: caption word to another word for the same, for the augmentation of captions.
         depth_scale: metres per unit of the 16-bit depth image; 0.001 reaches 65.5 m, KITTI's 1/256 reaches 256 m.
         fields: ``Sample`` fields present in at least one sample.
         num_train: samples in the train split.
@@ -73,6 +74,7 @@ class DatasetInfo(Config):
     licence: str = ""
     source: str = ""
     concept_names: tuple[str, ...] = ()
+    synonyms: dict[str, str] = {}
     depth_scale: float = 0.001
     fields: tuple[str, ...] = ()
     num_train: int = 0

@@ -96,6 +96,29 @@ class Tokenizer:
         return self._bpe.decode([int(token) for token in tokens if token not in specials]).strip()
 
 
+def mask_tokens(
+    tokens_L: NDArray[np.int64], rng: np.random.Generator, *, mask_id: int, share: float = 0.15
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """BERT's corruption: of the chosen tokens 80 % become the mask, 10 % a random token, 10 % stay (arXiv 1810.04805).
+
+    Args:
+        tokens_L: ids of one caption; 0 is padding.
+        rng: source of every choice.
+        mask_id: id of the mask token; it and the larger ones (start, end) are never chosen and never put in.
+        share: probability of a token's being chosen, in [0, 1].
+
+    Returns:
+        The corrupted ids and the targets, -100 where no prediction is asked; both ``(L,)`` int64.
+    """
+    dice_2L = rng.random((2, len(tokens_L)))
+    chosen_L = (tokens_L > 0) & (tokens_L < mask_id) & (dice_2L[0] < share)
+    corrupted_L = np.where(chosen_L & (dice_2L[1] < 0.8), mask_id, tokens_L)
+    is_random_L = chosen_L & (dice_2L[1] >= 0.9)
+    # The upper tenth of the dice is itself uniform, so it also draws the token.
+    random_L = 1 + ((dice_2L[1] - 0.9) * (10 * (mask_id - 1))).astype(np.int64).clip(0, mask_id - 2)
+    return np.where(is_random_L, random_L, corrupted_L), np.where(chosen_L, tokens_L, -100)
+
+
 def augment_caption(
     words: Sequence[str], rng: np.random.Generator, synonyms: Mapping[str, str | Sequence[str]] | None = None
 ) -> list[str]:

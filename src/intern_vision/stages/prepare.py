@@ -116,6 +116,7 @@ def _keeping_captions(samples: Iterable[Sample | Quarantined], captions: list[st
 def _made_world(config: Config, context: StageContext) -> tuple[DatasetInfo, Iterator[Sample]]:
     from intern_vision.data import world
     from intern_vision.data.shard import DatasetInfo
+    from intern_vision.data.world_names import SYNONYMS
 
     sets = {UPSTREAM: world.UPSTREAM, **world.DOWNSTREAM}
     if config.dataset not in sets:
@@ -139,6 +140,7 @@ def _made_world(config: Config, context: StageContext) -> tuple[DatasetInfo, Ite
         licence=own.licence,
         source="intern_vision.data.world",
         concept_names=multilabel.class_names if multilabel else (),
+        synonyms=SYNONYMS if "caption" in own.fields else {},
     )
     return info, _render_all(config, own, counts, context)
 

@@ -29,9 +29,22 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(rows_BD: Tensor) -> Tensor:
     """Rows of every rank, ``(B * ranks, D)``, differentiable; the input itself on one rank."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return _GatherRows.apply(rows_BD)
-    return rows_BD
+    return _GatherRows.apply(rows_BD) if num_ranks() > 1 else rows_BD
+
+
+def num_ranks() -> int:
+    """Processes that train together; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a floating-point tensor over the ranks, without gradient; the input itself on one rank."""
+    if num_ranks() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / num_ranks()
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
@@ -41,38 +54,40 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor
     return 0.5 * (F.cross_entropy(logits_BB, targets_B) + F.cross_entropy(logits_BB.T, targets_B))
 
 
+def sigmoid_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's pairwise loss (arXiv 2303.15343, equation 1): every pair is a yes-or-no question of its own.
+
+    Args:
+        image_BD: normalised float32 rows.
+        text_BD: normalised float32 rows; row i of one matches row i of the other.
+        scale: a scalar, the exponential of the learned log scale.
+        bias: a scalar that answers "no" before anything is learned.
+
+    Returns:
+        A scalar: the sum over all pairs, divided by B.
+    """
+    logits_BB = scale * image_BD @ text_BD.T + bias
+    sign_BB = 2 * torch.eye(len(logits_BB), device=logits_BB.device) - 1
+    return -F.logsigmoid(sign_BB * logits_BB).sum() / len(logits_BB)
+
+
 def negative_cosine(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
     """SimSiam's term: minus the mean cosine to a target that takes no gradient, in [-1, 1]."""
     return -F.cosine_similarity(prediction_BD, target_BD.detach(), dim=-1).mean()
 
 
-def mask_tokens(
-    tokens_BL: Tensor, *, mask_id: int, first_special_id: int, share: float = 0.15
-) -> tuple[Tensor, Tensor]:
-    """BERT's corruption: of the chosen positions 80 % become the mask, 10 % a random token, 10 % stay.
+def masked_token_loss(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+    """Cross-entropy at the chosen positions; 0 where a batch has none.
 
     Args:
-        tokens_BL: int64 ids; 0 is padding.
-        mask_id: id of the mask token.
-        first_special_id: ids from here on (mask, start, end) are never chosen.
-        share: share of ordinary tokens chosen, in [0, 1].
+        logits_BLV: floating point.
+        targets_BL: int64 token ids, -100 where no prediction is asked.
 
     Returns:
-        The corrupted tokens and the targets, -100 where no prediction is asked.
+        A scalar whose mean over ranks is the mean over the chosen positions of all ranks.
     """
-    ordinary_BL = (tokens_BL > 0) & (tokens_BL < first_special_id)
-    chosen_BL = ordinary_BL & (torch.rand(tokens_BL.shape, device=tokens_BL.device) < share)
-    dice_BL = torch.rand(tokens_BL.shape, device=tokens_BL.device)
-    random_BL = torch.randint(1, first_special_id, tokens_BL.shape, device=tokens_BL.device)
-    corrupted_BL = torch.where(chosen_BL & (dice_BL < 0.8), mask_id, tokens_BL)
-    corrupted_BL = torch.where(chosen_BL & (dice_BL >= 0.9), random_BL, corrupted_BL)
-    return corrupted_BL, torch.where(chosen_BL, tokens_BL, -100)
-
-
-def masked_token_loss(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-    """Cross-entropy at the chosen positions; 0 where a batch has none."""
     sums = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), ignore_index=-100, reduction="sum")
-    return sums / (targets_BL >= 0).sum().clamp(min=1)
+    return sums / mean_over_ranks((targets_BL >= 0).sum().float()).clamp(min=1e-6)
 
 
 class NeighbourQueue(nn.Module):
@@ -104,10 +119,3 @@ class NeighbourQueue(nn.Module):
             positions_B = (self.next_row + torch.arange(len(text_BD), device=text_BD.device)) % num_rows
             self.rows_QD.index_copy_(0, positions_B, text_BD.detach().to(self.rows_QD.dtype))
             self.next_row.copy_((self.next_row + len(text_BD)) % num_rows)
-
-
-def standardise(map_BCHW: Tensor) -> Tensor:
-    """Zero mean and unit variance a channel over batch and space, so that no teacher dominates by its scale."""
-    mean_C = map_BCHW.mean((0, 2, 3), keepdim=True)
-    std_C = map_BCHW.std((0, 2, 3), keepdim=True)
-    return (map_BCHW - mean_C) / (std_C + 1e-4)
