@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intern_vision.heads import HeadConfig
+from intern_vision.heads import FasterRcnnConfig, HeadConfig
 from intern_vision.heads.base import TaskHead, build_head
 from intern_vision.models.features import Features
 from intern_vision.task import Task
@@ -93,6 +93,27 @@ def batch() -> dict[str, Any]:
 def head_for() -> Callable[..., TaskHead]:
     torch.manual_seed(0)
     return make_head
+
+
+@pytest.fixture
+def made_images() -> Callable[[int], dict[str, Any]]:
+    return made_batch
+
+
+@pytest.fixture
+def two_stage() -> dict[str, Any]:
+    """Head settings of a Faster R-CNN for 64 px."""
+    settings = FasterRcnnConfig(
+        anchor_scales=(4.0,),
+        num_anchor_samples=64,
+        num_candidates=128,
+        num_proposals=32,
+        canonical_cells=6.0,
+        pooled_size=4,
+        num_region_samples=24,
+        hidden_width=64,
+    )
+    return {"detector": "faster_rcnn", "faster_rcnn": settings}
 
 
 @pytest.fixture

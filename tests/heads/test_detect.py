@@ -3,12 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intern_vision.heads import detect
+from intern_vision.heads import HeadConfig, detect
+from intern_vision.heads.base import build_head
 from intern_vision.heads.detect import centres_and_sizes, focal_loss, gaussian_heatmap, gaussian_radius, top_peaks
 from intern_vision.models.boxes import box_iou
+from intern_vision.models.features import Features
+from intern_vision.task import Task
 
 
 def test_overfits(overfit):
@@ -186,3 +190,149 @@ def test_peaks_are_local_maxima_in_order():
         assert labels[b, :num_peaks].tolist() == [k for _, k, _ in expected]
         assert index[b, :num_peaks].tolist() == [cell for *_, cell in expected]
         assert (scores[b, num_peaks:] == 0).all()
+
+
+DETECTORS = ("centernet", "faster_rcnn")
+
+
+@pytest.fixture
+def detector_for(head_for, two_stage):
+    def make(detector):
+        if detector == "centernet":
+            return head_for("detect")
+        # Every candidate is drawn, so that losses do not depend on the generator.
+        everything = {"num_anchor_samples": 10_000, "anchor_positive_share": 1.0}
+        everything |= {"num_region_samples": 10_000, "region_positive_share": 1.0}
+        return head_for("detect", **two_stage | {"faster_rcnn": two_stage["faster_rcnn"].with_overrides(everything)})
+
+    return make
+
+
+def with_known(batch, rows):
+    return batch | {"known_BK": torch.tensor(rows, dtype=torch.bool)}
+
+
+def rows_of(batch, features, rows):
+    part = {name: value[rows] for name, value in batch.items() if name != "keys"}
+    return part, Features(maps=tuple(x[rows] for x in features.maps), vector_BD=features.vector_BD[rows])
+
+
+def assert_equal_losses(head, first, second):
+    """Each is a pair of a batch and features."""
+    a, b = (head.losses(head(features), batch) for batch, features in (first, second))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=name)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_all_classes_known_is_as_without_the_key(detector, detector_for, features, batch):
+    known = with_known(batch, [[1, 1, 1]] * 8)
+    assert_equal_losses(detector_for(detector), (known, features), (batch, features))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_sample_without_known_classes_takes_no_part(detector, detector_for, features, batch):
+    known = with_known(batch, [[1, 1, 1]] * 5 + [[0, 0, 0]] * 3)
+    assert_equal_losses(detector_for(detector), (known, features), rows_of(batch, features, slice(5)))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_boxes_of_unknown_classes_are_left_out(detector, detector_for, features, batch):
+    known = with_known(batch, [[1, 0, 1]] * 8)
+    removed = known | {"box_labels_BN": torch.where(batch["box_labels_BN"] == 1, -1, batch["box_labels_BN"])}
+    assert (removed["box_labels_BN"] != batch["box_labels_BN"]).any()
+    assert_equal_losses(detector_for(detector), (known, features), (removed, features))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_nothing_known_gives_zero_losses_and_gradients(detector, detector_for, features, batch):
+    head = detector_for(detector)
+    losses = head.losses(head(features), with_known(batch, [[0, 0, 0]] * 8))
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all((parameter.grad == 0).all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_logits_of_an_unknown_class_get_no_gradient(detector, detector_for, features, batch):
+    head = detector_for(detector)
+    sum(head.losses(head(features), with_known(batch, [[1, 0, 1]] * 8)).values()).backward()
+    layer = head.heatmap if detector == "centernet" else head.score
+    for parameter in layer.parameters():
+        used = parameter.grad.flatten(1).abs().sum(1) if parameter.dim() > 1 else parameter.grad.abs()
+        assert used[1] == 0 and (used[[0, 2]] > 0).all()
+
+
+def test_heatmaps_of_unknown_classes_get_no_gradient_where_they_are_unknown(head_for, features, batch):
+    head = head_for("detect")
+    outputs = head(features)
+    outputs["heatmap_BKHW"].retain_grad()
+    known = torch.tensor([[True, False, True], [True, True, True]]).repeat(4, 1)
+    sum(head.losses(outputs, batch | {"known_BK": known}).values()).backward()
+    used = outputs["heatmap_BKHW"].grad.abs().sum((2, 3))
+    assert (used[~known] == 0).all() and (used[known] > 0).all()
+
+
+def colour_features(image_BCHW):
+    """The image itself at three strides: colours are there, boxes must be learned."""
+    planes = image_BCHW.float() / 127.5 - 1
+    maps = [F.avg_pool2d(planes, stride).repeat(1, 11, 1, 1) for stride in (4, 8, 16)]
+    maps = tuple(x[:, :width] for x, width in zip(maps, (16, 24, 32), strict=True))
+    return Features(maps=maps, vector_BD=maps[-1].mean((2, 3)))
+
+
+def recall_of_red(head, num_steps, batch, masks):
+    """Trains on 36 images without boxes of red squares and 12 with no others; recall on the 36."""
+    known = torch.tensor([[False, True, True], [True, False, False]])[(torch.arange(48) // 2 % 4 == 0).long()]
+    features, boxes, labels = colour_features(batch["image_BCHW"]), batch["boxes_BN4"], batch["box_labels_BN"]
+    annotated = (labels >= 0) & known.gather(1, labels.clamp_min(0))
+    train = {"boxes_BN4": boxes, "box_labels_BN": torch.where(annotated, labels, -1)}
+    train |= {"known_BK": known} if masks else {}
+    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=num_steps)
+    for _ in range(num_steps):
+        loss = sum(head.losses(head(features), train).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    head.eval()
+    missing = (labels == 0) & ~annotated
+    num_found = 0
+    for image, prediction in enumerate(head.predict(head(features), (64, 64))):
+        red = torch.tensor(prediction.boxes[(prediction.labels == 0) & (prediction.scores > 0.3)])
+        num_found += int((box_iou(boxes[image][missing[image]], red) > 0.5).any(1).sum())
+    return num_found / int(missing.sum())
+
+
+@pytest.mark.parametrize(("detector", "num_steps"), [("centernet", 80), ("faster_rcnn", 100)])
+def test_masks_recall_what_one_source_does_not_annotate(detector, num_steps, head_for, two_stage, made_images):
+    recalls = []
+    for masks in (False, True):
+        torch.manual_seed(0)
+        changes = {"anchor_ratios": (1.0,), "num_candidates": 48, "num_proposals": 16, "num_region_samples": 16}
+        changes |= {"pooled_size": 3, "sampling_ratio": 1, "num_anchor_samples": 48, "region_positive_share": 0.5}
+        settings = two_stage["faster_rcnn"].with_overrides(changes)
+        num_levels = 1 if detector == "faster_rcnn" else 0
+        head = head_for("detect", detector=detector, faster_rcnn=settings, num_neck_levels=num_levels)
+        recalls.append(recall_of_red(head, num_steps, made_images(48), masks))
+    naive, masked = recalls
+    assert masked > 0.7 and masked > naive + 0.3
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("frozen_features", [False, True])
+def test_shared_parts_fit_another_label_space(detector, frozen_features, two_stage):
+    config = HeadConfig(neck_width=24, **(two_stage if detector == "faster_rcnn" else {}))
+    first, second = (
+        build_head(Task(family="detect", class_names=names), (16, 24, 32), (4, 8, 16), 32, config, frozen_features)
+        for names in (("a", "b", "c"), ("d", "e"))
+    )
+    prefixes = first.shared_prefixes()
+    taken = {k: v for k, v in first.state_dict().items() if k.startswith(tuple(f"{p}." for p in prefixes))}
+    assert {name.split(".")[0] for name in taken} == set(prefixes)
+    result = second.load_state_dict(taken, strict=False)
+    assert not result.unexpected_keys
+    classwise = {"heatmap"} if detector == "centernet" else {"score", "deltas"}
+    assert {name.split(".")[0] for name in result.missing_keys} - {"standardizers"} == classwise

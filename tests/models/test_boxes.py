@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intern_vision.models.boxes import batched_nms, box_area, box_iou, clip_boxes
+from intern_vision.models.boxes import batched_nms, box_area, box_iou, clip_boxes, greedy_keep
 
 coordinates = st.integers(0, 12)
 
@@ -69,3 +69,30 @@ def test_area_and_clipping():
 def test_iou_of_large_and_empty_boxes():
     boxes = torch.tensor([[0.0, 0.0, 1e4, 1e4], [3.0, 3.0, 3.0, 3.0]])
     assert box_iou(boxes, boxes).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), st.sampled_from([0.0, 0.5]), st.randoms(use_true_random=False))
+def test_greedy_keep_equals_the_loop_for_each_image(scene, threshold, random):
+    boxes, _, labels = scene
+    boxes, labels = torch.stack([boxes, boxes.flip(0)]), torch.stack([labels, labels.flip(0)])
+    valid = torch.tensor([[random.random() < 0.7 for _ in row] for row in labels.tolist()]).view(labels.shape)
+    got = greedy_keep(boxes, valid.bool(), threshold, labels)
+    for image in range(2):
+        overlaps = box_iou(boxes[image], boxes[image])
+        kept = []
+        for index in range(boxes.shape[1]):
+            rivals = [other for other in kept if labels[image, other] == labels[image, index]]
+            if valid[image, index] and all(overlaps[other, index] <= threshold for other in rivals):
+                kept.append(index)
+        assert got[image].nonzero().flatten().tolist() == kept
+
+
+def test_iou_broadcasts_over_images():
+    torch.manual_seed(0)
+    corner = torch.rand(3, 5, 2)
+    boxes = torch.cat([corner, corner + torch.rand(3, 5, 2)], -1)
+    got = box_iou(boxes[:1, :4], boxes)
+    assert got.shape == (3, 4, 5)
+    for image in range(3):
+        torch.testing.assert_close(got[image], box_iou(boxes[0, :4], boxes[image]))

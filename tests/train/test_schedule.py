@@ -2,11 +2,13 @@ import math
 
 import helpers
 import pytest
+import torch
 
+from intern_vision.errors import ConfigError
 from intern_vision.models.vision import ModelSpec, TextSpec, VisionModel
-from intern_vision.train.objective import ImageTextObjective
-from intern_vision.train.schedule import parameter_groups, warmup_cosine
-from intern_vision.train.settings import SignalWeights
+from intern_vision.train.image_text import ImageTextObjective
+from intern_vision.train.schedule import head_rate_scales, parameter_groups, warmup_cosine
+from intern_vision.train.settings import SignalWeights, count_image_passes
 
 
 def test_warm_up_then_half_a_cosine():
@@ -30,7 +32,7 @@ def test_extremes_stay_in_range(num_steps, num_warmup_steps):
 def groups():
     text = TextSpec(vocab_size=300, **helpers.TEXT.to_dict())
     model = VisionModel(ModelSpec(genotype=helpers.GENOTYPE, image_size_px=helpers.SIZE_PX, text=text))
-    objective = ImageTextObjective(model, SignalWeights(), mask_id=297, queue_rows=8)
+    objective = ImageTextObjective(model, SignalWeights(), queue_rows=8)
     objective.model.backbone.stem.requires_grad_(False)
     scales = {"model.backbone": 0.5, "model.backbone.segments.1": 0.25, "token_head": 3.0}
     found = parameter_groups(objective, learning_rate=0.1, weight_decay=0.05, learning_rate_scales=scales)
@@ -67,3 +69,21 @@ def test_frozen_parameters_are_in_no_group(groups):
 
 def test_groups_are_few(groups):
     assert len({(rate, decay) for rate, decay, _ in groups.values()}) <= 8
+
+
+def test_head_factors_reach_their_head_and_no_other():
+    heads = {name: torch.nn.Linear(2, 2) for name in ("classify", "classify@pets", "depth")}
+    objective = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"heads": torch.nn.ModuleDict(heads)})})
+    scales = head_rate_scales({"classify": 3.0, "depth": 0.5}, heads)
+    found = parameter_groups(objective, learning_rate=0.1, weight_decay=0.0, learning_rate_scales=scales)
+    rates = {id(parameter): group["lr"] for group in found for parameter in group["params"]}
+    for name, factor in (("classify", 3.0), ("classify@pets", 1.0), ("depth", 0.5)):
+        assert [rates[id(parameter)] for parameter in heads[name].parameters()] == pytest.approx([0.1 * factor] * 2)
+    with pytest.raises(ConfigError, match="head_learning_rate_scales: expected heads among classify, .*, got 'detect'"):
+        head_rate_scales({"detect": 2.0}, heads)
+
+
+def test_a_forward_pass_alone_counts_a_third():
+    assert count_image_passes(100, 1) == 100
+    assert count_image_passes(96, 2, 3) == 96 * 3
+    assert count_image_passes(10, 0, 1) == 3

@@ -1,9 +1,3 @@
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import helpers
 import pytest
 import torch
@@ -27,11 +21,11 @@ from intern_vision.train.launch import start_distributed
 from intern_vision.train.trainer import RankContext, Trainer
 
 
-def assert_close(one, other, atol=1e-5):
+def assert_close(one, other, atol=1e-5, rtol=0.0):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(
-            tensor, other[name], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            tensor, other[name], atol=atol, rtol=rtol, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -60,18 +54,7 @@ def poisoned_index() -> int:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, poisoned_index):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, toy_training.__file__, str(folder), str(poisoned_index)]
-    ranks = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
-    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    return folder, found
+    return folder, toy_training.start_ranks(folder, str(poisoned_index))
 
 
 @pytest.mark.parametrize("zero_stage", range(4))
@@ -87,14 +70,18 @@ def test_two_ranks_equal_one_with_the_joint_batch(two_ranks, kind, zero_stage):
         assert_close(torch.load(folder / f"{kind}{zero_stage}-{rank}.pt"), weights_of(job))
 
 
-def test_contrasts_of_two_ranks_have_the_gradients_of_the_joint_batch(two_ranks, tmp_path):
+def test_two_ranks_of_an_amateur_have_the_gradients_of_the_joint_batch(two_ranks, tmp_path):
     folder, _ = two_ranks
     start_distributed()
     toy_training.joint_gradients(tmp_path)
-    expected = torch.load(tmp_path / "joint-1-0.pt")
-    assert {"loss/image_text", "loss/multi_view", "loss/neighbour", "model.text.log_scale"} <= expected.keys()
-    for rank in range(2):
-        assert_close(torch.load(folder / f"joint-2-{rank}.pt"), expected)
+    signals = {f"loss/{name}" for name in toy_training.SIGNALS}
+    parts = signals | {"model.text.log_scale", "projector.0.weight", "token_head.weight", "queue.rows_QD"}
+    local = {"loss/local", "loss/embedding", "projectors.0.0.weight", "propagations.1.transform.weight"}
+    for kind, names in {"softmax": parts, "sigmoid": parts | {"bias"}, "pixpro": local}.items():
+        expected = torch.load(tmp_path / f"joint-{kind}-1-0.pt")
+        assert names <= expected.keys()
+        for rank in range(2):
+            assert_close(torch.load(folder / f"joint-{kind}-2-{rank}.pt"), expected, rtol=1e-5)
 
 
 def test_every_rank_names_the_step_and_the_samples_that_broke_the_loss(two_ranks, poisoned_index):
@@ -103,25 +90,8 @@ def test_every_rank_names_the_step_and_the_samples_that_broke_the_loss(two_ranks
     for rank in range(2):
         error = found[rank]["poisoned"]
         assert error["type"] == "TrainingError"
-        assert "not finite at step 2" in error["message"]
+        assert "loss term mean is not finite at step 2" in error["message"]
         assert "rank 1" in error["message"] and f"toy-{poisoned_index:02d}" in error["message"]
-
-
-def test_one_rank_goes_on_from_two(two_ranks):
-    folder, found = two_ranks
-    assert found[0]["stopped"]["type"] == found[1]["stopped"]["type"] == "RetryableError"
-    job, undisturbed = toy_job(log_every=3), toy_job(log_every=3)
-    events = run_toy(job, toy_checkpoints(folder / "zero0"))
-    assert {"event": "resumed", "done": 3, "total": 6} in events
-    run_toy(undisturbed)
-    assert_close(weights_of(job), weights_of(undisturbed))
-
-
-def test_partitioned_state_needs_the_same_number_of_ranks(two_ranks):
-    folder, found = two_ranks
-    assert found[0]["stopped_zero1"]["type"] == "RetryableError"
-    with pytest.raises(CheckpointError, match="2 ranks"):
-        run_toy(toy_job(log_every=3, zero_stage=1), toy_checkpoints(folder / "zero1"))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
@@ -144,7 +114,7 @@ def test_batch_must_divide_into_ranks_and_micro_batches():
         Trainer(toy_job(num_accumulation=2), RankContext(num_ranks=3))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", range(4))
 def test_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, zero_stage):
     settings = {"num_steps": 9, "checkpoint_every": 2, "log_every": 3, "zero_stage": zero_stage}
     undisturbed, stopped, resumed = toy_job(**settings), toy_job(**settings), toy_job(**settings)
@@ -235,7 +205,7 @@ def test_a_sample_of_a_real_objective_that_breaks_the_loss_is_named(world, tmp_p
     seen: list[str] = []
     job.transform = poisoning
     message = error_of(job)["message"]
-    assert "loss is not finite at step 1" in message and poisoned[0] in message
+    assert "loss term multilabel/multilabel is not finite at step 1" in message and poisoned[0] in message
     assert "\n" not in message and "trainer.learning_rate" in message
 
 

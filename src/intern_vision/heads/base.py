@@ -27,7 +27,8 @@ Batch = Mapping[str, Any]
 
 ``image_BCHW`` uint8; ``label_B`` int64, -1 = unknown; ``concepts_BK`` float32 multi-hot; ``boxes_BN4`` float32
 ``x0 y0 x1 y1`` in pixels, padded with 0; ``box_labels_BN`` int64, padded with -1; ``mask_BHW`` uint8, 255 = ignore;
-``depth_BHW`` float32 metres, 0 = unknown; ``keys`` list of str.
+``depth_BHW`` float32 metres, 0 = unknown; ``keys`` list of str. With several sources also ``known_BK`` bool, the
+head's classes that are annotated in the sample's source; without the key all are.
 """
 
 
@@ -84,6 +85,10 @@ class TaskHead(nn.Module, ABC):
     def metric(self) -> Metric:
         """A fresh metric that takes this head's predictions."""
 
+    def shared_prefixes(self) -> tuple[str, ...]:
+        """Submodules whose weights do not depend on the label space, so that another dataset's head can take them."""
+        return ()
+
     def _target(self, batch: Batch, name: str) -> Tensor:
         if name not in batch:
             raise DataError(
@@ -101,21 +106,35 @@ class MapHead(TaskHead):
     """
 
     def __init__(
-        self, task: Task, channels: Sequence[int], strides: Sequence[int], config: HeadConfig, frozen_features: bool
+        self,
+        task: Task,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        config: HeadConfig,
+        frozen_features: bool,
+        *,
+        all_levels: bool = False,
     ) -> None:
-        """See ``build_head``."""
+        """See ``build_head``; ``all_levels`` is for heads that read ``pyramid_levels``."""
         super().__init__(task, config)
         num_levels = config.num_neck_levels or len(channels)
         channels, strides = channels[:num_levels], strides[:num_levels]
         self.standardizers = nn.ModuleList(
             ChannelStandardizer(width) if frozen_features else nn.Identity() for width in channels
         )
-        self.neck = FeaturePyramid(channels, strides, config.neck_width)
+        self.neck = FeaturePyramid(channels, strides, config.neck_width, all_levels=all_levels)
 
     def pyramid_map(self, features: Features) -> Tensor:
         """``(B, F, H, W)`` at the backbone's finest stride."""
+        return self.neck(self._standardized(features))
+
+    def pyramid_levels(self, features: Features) -> tuple[Tensor, ...]:
+        """``(B, F, H_k, W_k)`` for every level, fine to coarse; only for a head made with ``all_levels``."""
+        return self.neck.levels(self._standardized(features))
+
+    def _standardized(self, features: Features) -> list[Tensor]:
         levels = zip(self.standardizers, features.maps[: len(self.standardizers)], strict=True)
-        return self.neck([standardize(x_BCHW) for standardize, x_BCHW in levels])
+        return [standardize(x_BCHW) for standardize, x_BCHW in levels]
 
 
 def build_head(
@@ -141,16 +160,18 @@ def build_head(
         ConfigError: the config does not fit the task or the backbone.
     """
     # Here and not at the top: each of these modules subclasses TaskHead.
-    from intern_vision.heads.classify import ClassifyHead, MultilabelHead
+    from intern_vision.heads.classify import ClassifyHead, CosineHead, MultilabelHead
     from intern_vision.heads.depth import DepthHead
     from intern_vision.heads.detect import DetectHead
-    from intern_vision.heads.segment import SegmentHead
+    from intern_vision.heads.faster_rcnn import FasterRcnnHead
+    from intern_vision.heads.segment import SEGMENT_HEADS
 
-    vector_heads = {"classify": ClassifyHead, "multilabel": MultilabelHead}
+    vector_heads = {"classify": CosineHead if config.embedding_width else ClassifyHead, "multilabel": MultilabelHead}
     if task.family in vector_heads:
         width = vector_width + (sum(channels[:-1]) if config.pooling == "pyramid" else 0)
         return vector_heads[task.family](task, width, config, frozen_features)
-    map_heads = {"detect": DetectHead, "segment": SegmentHead, "depth": DepthHead}
+    detectors = {"centernet": DetectHead, "faster_rcnn": FasterRcnnHead}
+    map_heads = {"detect": detectors[config.detector], "segment": SEGMENT_HEADS[config.segmenter], "depth": DepthHead}
     return map_heads[task.family](task, channels, strides, config, frozen_features)
 
 
@@ -161,8 +182,12 @@ def cross_entropy(
     ignore_index: int,
     class_weights_K: Tensor | None = None,
     label_smoothing: float = 0.0,
+    known_BK: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy averaged by class weight over the known targets; 0 where none is known.
+
+    The softmax, and what label smoothing spreads over, is each row's known classes only: the other logits get
+    no gradient.
 
     Args:
         logits: ``(B, K, ...)`` floating point.
@@ -170,22 +195,44 @@ def cross_entropy(
         ignore_index: target value that takes no part.
         class_weights_K: ``(K,)`` float32.
         label_smoothing: in [0, 1).
+        known_BK: bool, the classes annotated in each row's source; all where left out. A target that is not among
+            them takes no part.
     """
-    target = target.long()
+    target, logits = target.long(), logits.float()
+    if known_BK is not None:
+        target = _annotated_target(target, known_BK, ignore_index)
+        # The lowest number and not minus infinity, whose softmax over a row without known classes is not a number.
+        known_BK11 = known_BK.view(*known_BK.shape, *(1,) * (logits.dim() - 2))
+        logits = logits.masked_fill(~known_BK11, torch.finfo(torch.float32).min)
+    own_smoothing = known_BK is not None and label_smoothing > 0
     total = F.cross_entropy(
-        logits.float(),
+        logits,
         target,
         weight=class_weights_K,
         ignore_index=ignore_index,
         reduction="sum",
-        label_smoothing=label_smoothing,
+        label_smoothing=0.0 if own_smoothing else label_smoothing,
     )
     known = target != ignore_index
+    if own_smoothing:
+        # Torch would spread over the masked classes too.
+        weights_BK = known_BK.float() if class_weights_K is None else known_BK * class_weights_K
+        log_prob = torch.where(known_BK11, logits.log_softmax(1), 0.0)
+        mean = torch.einsum("bk...,bk->b...", log_prob, weights_BK / known_BK.sum(1, keepdim=True).clamp_min(1))
+        total = (1 - label_smoothing) * total - label_smoothing * (mean * known).sum()
     weights = known.float()
     if class_weights_K is not None:
         weights = weights * class_weights_K[torch.where(known, target, 0)]
     # The clamp only matters where nothing is known: then 0 / 0 must be 0, without asking the device.
     return total / weights.sum().clamp_min(1e-6)
+
+
+def _annotated_target(target: Tensor, known_BK: Tensor, ignore_index: int) -> Tensor:
+    """The targets with ``ignore_index`` in place of classes that the row's source does not annotate."""
+    is_class = target != ignore_index
+    class_index = torch.where(is_class, target, 0)
+    annotated = known_BK.gather(1, class_index.view(len(target), -1)).view_as(target)
+    return torch.where(is_class & annotated, target, ignore_index)
 
 
 def resize(x_BCHW: Tensor, size_px: tuple[int, int]) -> Tensor:

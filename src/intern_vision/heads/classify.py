@@ -37,12 +37,13 @@ class ClassifyHead(LinearHead):
     """One class an image: softmax cross-entropy."""
 
     def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``classify``: cross-entropy over the images whose ``label_B`` is known."""
+        """``classify``: cross-entropy over the images whose ``label_B`` is known, among their source's classes."""
         loss = cross_entropy(
             outputs["logits_BK"],
             self._target(batch, "label_B"),
             ignore_index=UNKNOWN_LABEL,
             label_smoothing=self.config.label_smoothing,
+            known_BK=batch.get("known_BK"),
         )
         return {"classify": self.config.classify_weight * loss}
 
@@ -56,6 +57,29 @@ class ClassifyHead(LinearHead):
         return ClassificationMetric(self.task.num_classes)
 
 
+class CosineHead(ClassifyHead):
+    """One class an image by the cosine between its projected vector and a class embedding (arXiv 2103.00020).
+
+    ``linear.weight`` holds the class embeddings, ``(K, embedding_width)``; a learned temperature
+    scales the cosines, at most by 100.
+    """
+
+    def __init__(self, task: Task, vector_width: int, config: HeadConfig, frozen_features: bool) -> None:
+        """See ``build_head``."""
+        super().__init__(task, vector_width, config, frozen_features)
+        self.projection = nn.Linear(vector_width, config.embedding_width, bias=False)
+        self.linear = nn.Linear(config.embedding_width, task.num_classes, bias=False)
+        # One element and not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """``logits_BK``: scaled cosines."""
+        vector_BD = features.pooled_pyramid() if self.config.pooling == "pyramid" else features.vector_BD
+        image_BE = F.normalize(self.projection(self.standardize(vector_BD)).float(), dim=-1)
+        class_KE = F.normalize(self.linear.weight.float(), dim=-1)
+        return {"logits_BK": self.log_scale.exp().clamp(max=100.0) * image_BE @ class_KE.T}
+
+
 class MultilabelHead(LinearHead):
     """Any number of concepts an image: a binary cross-entropy for each."""
 
@@ -65,10 +89,18 @@ class MultilabelHead(LinearHead):
         nn.init.constant_(self.linear.bias, math.log(CONCEPT_PRIOR / (1 - CONCEPT_PRIOR)))
 
     def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``multilabel``: summed over concepts, so that one concept's pull does not fade with their number."""
+        """``multilabel``: summed over concepts, so that one concept's pull does not fade with their number.
+
+        Only annotated concepts count, and the mean is over images that have any.
+        """
         concepts_BK = self._target(batch, "concepts_BK").float()
         loss_BK = F.binary_cross_entropy_with_logits(outputs["logits_BK"].float(), concepts_BK, reduction="none")
-        return {"multilabel": self.config.multilabel_weight * loss_BK.sum(1).mean()}
+        if "known_BK" in batch:
+            known_BK = batch["known_BK"]
+            loss = (loss_BK * known_BK).sum() / known_BK.any(1).sum().clamp_min(1)
+        else:
+            loss = loss_BK.sum(1).mean()
+        return {"multilabel": self.config.multilabel_weight * loss}
 
     def predict(self, outputs: dict[str, Tensor], image_size_px: tuple[int, int]) -> list[Prediction]:
         """Sigmoid ``scores``, one a concept."""

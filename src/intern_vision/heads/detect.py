@@ -43,6 +43,10 @@ class DetectHead(MapHead):
         self.offset = nn.Conv2d(width, 2, 1)
         nn.init.constant_(self.heatmap.bias, HEATMAP_PRIOR_BIAS)
 
+    def shared_prefixes(self) -> tuple[str, ...]:
+        """All but the heatmap, whose channels are classes."""
+        return ("neck", "conv", "size", "offset")
+
     def forward(self, features: Features) -> dict[str, Tensor]:
         """``heatmap_BKHW`` logits, ``size_B2HW`` (width, height) and ``offset_B2HW`` (x, y)."""
         x_BFHW = self.conv(self.pyramid_map(features))
@@ -53,18 +57,25 @@ class DetectHead(MapHead):
         }
 
     def losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``heatmap`` focal loss, and ``size`` and ``offset`` L1 losses at the true centres."""
+        """``heatmap`` focal loss, and ``size`` and ``offset`` L1 losses at the true centres.
+
+        A class that a sample's source does not annotate (``known_BK``) takes no part there: its heatmap gets no
+        gradient, so its objects are no background.
+        """
         logits_BKHW = outputs["heatmap_BKHW"].float()
         boxes_BN4, labels_BN = self._target(batch, "boxes_BN4"), self._target(batch, "box_labels_BN")
         height, width = logits_BKHW.shape[-2:]
         centre_BN2, size_BN2, valid_BN = centres_and_sizes(boxes_BN4, labels_BN, self.neck.stride, (height, width))
+        known_BK = batch.get("known_BK")
+        if known_BK is not None:
+            valid_BN = valid_BN & known_BK.gather(1, labels_BN.clamp_min(0))
         cell_BN2 = centre_BN2.floor()
         target_BKHW = gaussian_heatmap(cell_BN2, size_BN2, labels_BN, valid_BN, (self.task.num_classes, height, width))
         index_BN = (cell_BN2[..., 1] * width + cell_BN2[..., 0]).long()
         size_loss = l1_at(outputs["size_B2HW"], index_BN, size_BN2, valid_BN)
         offset_loss = l1_at(outputs["offset_B2HW"], index_BN, centre_BN2 - cell_BN2, valid_BN)
         return {
-            "heatmap": self.config.heatmap_weight * focal_loss(logits_BKHW, target_BKHW),
+            "heatmap": self.config.heatmap_weight * focal_loss(logits_BKHW, target_BKHW, known_BK),
             "size": self.config.size_weight * size_loss,
             "offset": self.config.offset_weight * offset_loss,
         }
@@ -176,18 +187,23 @@ def gaussian_heatmap(
     return heat_BKX.view(-1, num_classes, height, width)
 
 
-def focal_loss(logits_BKHW: Tensor, target_BKHW: Tensor) -> Tensor:
+def focal_loss(logits_BKHW: Tensor, target_BKHW: Tensor, known_BK: Tensor | None = None) -> Tensor:
     """Penalty-reduced focal loss over the number of centres (CenterNet, equation 1; alpha 2, beta 4).
 
     Args:
         logits_BKHW: float32.
         target_BKHW: float32 in [0, 1], exactly 1 at centres.
+        known_BK: bool; the maps of other classes take no part. All count where left out.
     """
     prob_BKHW = logits_BKHW.sigmoid()
     positive_BKHW = target_BKHW == 1
     at_centre = (1 - prob_BKHW).pow(FOCAL_ALPHA) * F.logsigmoid(logits_BKHW)
     elsewhere = (1 - target_BKHW).pow(FOCAL_BETA) * prob_BKHW.pow(FOCAL_ALPHA) * F.logsigmoid(-logits_BKHW)
-    return -torch.where(positive_BKHW, at_centre, elsewhere).sum() / positive_BKHW.sum().clamp_min(1)
+    loss_BKHW = -torch.where(positive_BKHW, at_centre, elsewhere)
+    if known_BK is not None:
+        known_BK11 = known_BK[..., None, None]
+        loss_BKHW, positive_BKHW = loss_BKHW * known_BK11, positive_BKHW & known_BK11
+    return loss_BKHW.sum() / positive_BKHW.sum().clamp_min(1)
 
 
 def gather_cells(x_BCHW: Tensor, index_BN: Tensor) -> Tensor:

@@ -10,14 +10,21 @@ from intern_vision.errors import ConfigError
 from intern_vision.heads import NORM_GROUPS
 
 
-def conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    """3x3 convolution, group normalisation, ReLU; the size is kept.
+def conv_norm_relu(in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1) -> nn.Sequential:
+    """Convolution, group normalisation, ReLU; the size is kept.
 
     Group normalisation (arXiv 1803.08494) has no running state, so small or uneven batches and many
     ranks give what one large batch gives.
     """
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
+        ),
         nn.GroupNorm(NORM_GROUPS, out_channels),
         nn.ReLU(inplace=True),
     )
@@ -30,19 +37,23 @@ class ChannelStandardizer(nn.Module):
     and evaluation alike: frozen features have one fixed distribution, so the average settles and a
     batch of one image works. Same purpose as the parameter-free batch normalisation before a linear
     probe in MAE (arXiv 2111.06377, appendix A.1).
+
+    Attributes:
+        is_settled: training batches no longer change the statistics.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         """Starts from mean 0 and variance 1, which the first training batch replaces."""
         super().__init__()
         self.eps = eps
+        self.is_settled = False
         self.register_buffer("mean_C", torch.zeros(num_channels))
         self.register_buffer("var_C", torch.ones(num_channels))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardises ``x`` of shape ``(B, C)`` or ``(B, C, H, W)``; dtype and shape are kept."""
-        if self.training:
+        if self.training and not self.is_settled:
             self._update(x.detach().float())
         shape = (1, -1) + (1,) * (x.dim() - 2)
         scale_C = torch.rsqrt(self.var_C.float() + self.eps)

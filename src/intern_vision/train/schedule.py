@@ -2,8 +2,11 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 
 from torch import nn
+
+from intern_vision.train.objective import check_head_names
 
 UNDECAYED = re.compile(r"(temperature|position)(\.weight)?$")
 
@@ -14,6 +17,17 @@ def warmup_cosine(step: int, num_steps: int, num_warmup_steps: int) -> float:
         return (step + 1) / num_warmup_steps
     progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def head_rate_scales(scales: Mapping[str, float], heads: Iterable[str]) -> dict[str, float]:
+    """Factors on the learning rate by head name as factors by parameter-name prefix of an objective.
+
+    Raises:
+        ConfigError: a name is no head's.
+    """
+    check_head_names("head_learning_rate_scales", scales, heads)
+    # The dot keeps a head's name from matching the longer names that begin with it.
+    return {f"model.heads.{name}.": scale for name, scale in scales.items()}
 
 
 def parameter_groups(
