@@ -31,3 +31,20 @@ class Task(Config):
         if self.family == "depth":
             return [] if self.max_depth_m > 0 else ["max_depth_m must be > 0 for family depth"]
         return [] if self.class_names else [f"class_names must not be empty for family {self.family}"]
+
+
+class View(Config):
+    """How a central model (Up-G) serves a family: which expert is the main one, with which BatchNorms.
+
+    Attributes:
+        main: the expert whose features the heads read.
+        bn_set: that expert's BatchNorm set; empty where it has only one.
+    """
+
+    main: str
+    bn_set: str = ""
+
+
+def is_vector_family(family: Family) -> bool:
+    """Whether the family's heads read the image vector; those of the others read feature maps."""
+    return family in ("classify", "multilabel")

@@ -7,6 +7,7 @@ INTERN's Up-G stage (arXiv 2111.08687). B batch, C channels, H W height and widt
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from intern_vision.errors import ConfigError
 from intern_vision.models.features import Features
 from intern_vision.models.metanet import MetaNet
+from intern_vision.task import View
 
 
 class TransferPath(nn.Sequential):
@@ -21,7 +23,8 @@ class TransferPath(nn.Sequential):
 
     The same level takes a 1x1 convolution; each level further down takes a 3x3 stride-2
     convolution, the last of which changes the width. The last BatchNorm starts at scale 0 and
-    bias 0, so a fresh path gives 0.
+    bias 0, so a fresh path gives 0. Those before it start at scale 1: behind a zero scale and a
+    ReLU no gradient would ever reach them, and a path of two halvings could not learn.
 
     Args:
         source_width: channels of the source level.
@@ -47,8 +50,7 @@ class TransferPath(nn.Sequential):
         for layer in self:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=1e-3)
-            elif isinstance(layer, nn.BatchNorm2d):
-                nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self[-1].weight)
 
 
 class Transfer(nn.Module):
@@ -100,88 +102,6 @@ class SwitchableBatchNorm2d(nn.Module):
         return self.sets[self.active](x_BCHW)
 
 
-class CentralView(nn.Module):
-    """One main expert that reads the others: the backbone that a task of its kind sees and deploys.
-
-    Shares every parameter with the ``CentralModel`` it comes from, and holds only what its own
-    forward pass needs.
-
-    Attributes:
-        channels: the main expert's.
-        strides: the main expert's.
-        vector_width: the main expert's.
-        bn_sets: names that ``use_bn_set`` takes; empty when the main expert has plain BatchNorms.
-    """
-
-    def __init__(self, experts: nn.ModuleDict, transfers: nn.ModuleDict, main: str):
-        """Takes shared modules: nothing is copied."""
-        super().__init__()
-        self.experts = experts
-        self.transfers = transfers
-        self.main = main
-        net = experts[main]
-        self.channels, self.strides, self.vector_width = net.channels, net.strides, net.vector_width
-        self.training = net.training  # only this module's own flag: the shared parts keep theirs
-
-    def forward(self, x_BCHW: Tensor) -> Features:
-        """Runs the sources as far as they are read, then the main expert with their transfers added.
-
-        Sources are read-only: no gradient, no DropPath, no BatchNorm statistics change.
-
-        Args:
-            x_BCHW: normalised RGB images, floating point.
-        """
-        num_levels = len(self.channels) - 1
-        source_maps = {}
-        for name in self.transfers:
-            with _read_only(self.experts[name]), torch.no_grad():
-                source_maps[name] = tuple(islice(self.experts[name].levels(x_BCHW), num_levels))
-
-        def fuse(level: int, map_BCHW: Tensor) -> Tensor:
-            if level < num_levels:
-                for name, transfer in self.transfers.items():
-                    map_BCHW = map_BCHW + transfer(level, source_maps[name])
-            return map_BCHW
-
-        net = self.experts[self.main]
-        maps = tuple(net.levels(x_BCHW, fuse))
-        return Features(maps, net.pool(maps[-1]))
-
-    @property
-    def bn_sets(self) -> tuple[str, ...]:
-        """Names of the main expert's BatchNorm sets."""
-        norms = [module for module in self.experts[self.main].modules() if isinstance(module, SwitchableBatchNorm2d)]
-        return tuple(norms[0].sets) if norms else ()
-
-    def use_bn_set(self, name: str) -> None:
-        """Activates a BatchNorm set in the main expert and in the transfers into it.
-
-        Raises:
-            ConfigError: the main expert has no set of that name.
-        """
-        if name not in self.bn_sets:
-            known = ", ".join(self.bn_sets) or "none"
-            raise ConfigError(f"bn_set: expert {self.main!r} has no set {name!r}; its sets: {known}")
-        for part in (self.experts[self.main], self.transfers):
-            _activate(part, name)
-
-    @property
-    def num_layers(self) -> int:
-        """Depths that a layer-wise learning-rate decay tells apart: the deepest expert's."""
-        return max(net.num_layers for net in self.experts.values())
-
-    def layer_index(self, name: str) -> int:
-        """Depth of a parameter within its expert; transfers are new and count as the last layer.
-
-        Args:
-            name: as ``named_parameters`` gives it.
-        """
-        part, *rest = name.split(".")
-        if part == "experts":
-            return self.experts[rest[0]].layer_index(".".join(rest[1:]))
-        return self.num_layers - 1
-
-
 class CentralModel(nn.Module):
     """Experts with transfer modules for every ordered pair; two experts are the published model.
 
@@ -189,25 +109,41 @@ class CentralModel(nn.Module):
     At the start the output equals the main expert's bit for bit in evaluation mode.
 
     Args:
-        experts: backbones by name, 2 to 4, with equal strides. The model takes them over.
-        main: the expert whose features ``forward`` gives.
+        experts: backbones by name, at least 2, with equal strides. The model takes them over.
+        main: the expert whose features ``forward`` gives where no view is asked for.
         bn_sets: for an expert that serves several kinds of tasks as the main one, the names of
-            its BatchNorm sets, for example ``("classify", "dense")``; the first is active at the
-            start, and is the one used whenever the expert is a source.
+            its BatchNorm sets, for example ``("classify", "dense")``; the first is the one used
+            whenever the expert is a source.
+        mains: the experts that can be the main one, which alone have transfers into them; empty
+            for all. An expert that is none of them only ever is a source.
+
+    Attributes:
+        attached: whether the main expert's losses reach its sources too; the published model's
+            sources are detached. A source stays in evaluation mode either way.
 
     Raises:
         ConfigError: the number of experts, their strides or a name does not fit.
     """
 
-    def __init__(self, experts: Mapping[str, MetaNet], main: str, bn_sets: Mapping[str, Sequence[str]] | None = None):
+    def __init__(
+        self,
+        experts: Mapping[str, MetaNet],
+        main: str,
+        bn_sets: Mapping[str, Sequence[str]] | None = None,
+        mains: Sequence[str] = (),
+    ):
         """Builds fresh transfers around the experts."""
         super().__init__()
-        if not 2 <= len(experts) <= 4:
-            raise ConfigError(f"experts: expected 2 to 4, got {len(experts)}")
+        if len(experts) < 2:
+            raise ConfigError(f"experts: expected at least 2, got {len(experts)}")
         strides = {name: net.strides for name, net in experts.items()}
         if len(set(strides.values())) > 1:
             raise ConfigError(f"experts: expected equal strides, got {strides}")
+        self.attached = False
         self.experts = nn.ModuleDict(experts)
+        targets = tuple(mains) or tuple(experts)
+        for name in targets:
+            self._check_expert("mains", name)
         self.transfers = nn.ModuleDict(
             {
                 target: nn.ModuleDict(
@@ -217,35 +153,55 @@ class CentralModel(nn.Module):
                         if source != target
                     }
                 )
-                for target in experts
+                for target in targets
             }
         )
-        for name, names in (bn_sets or {}).items():
-            self._check_expert("bn_sets", name)
+        self.bn_sets = {name: tuple(names) for name, names in (bn_sets or {}).items()}
+        for name, names in self.bn_sets.items():
+            self._check_main("bn_sets", name)
             if not names:
                 raise ConfigError(f"bn_sets.{name}: expected at least one name, got none; leave the expert out")
             _make_switchable(self.experts[name], names)
             _make_switchable(self.transfers[name], names)
-        self._check_expert("main", main)
+        self._check_main("main", main)
         self.main = main
 
-    def view(self, main: str) -> CentralView:
-        """The model with another expert as the main one; parameters are shared, nothing is copied.
-
-        Raises:
-            ConfigError: there is no such expert.
-        """
-        self._check_expert("main", main)
-        return CentralView(self.experts, self.transfers[main], main)
-
-    def forward(self, x_BCHW: Tensor, main: str = "") -> Features:
-        """Features of the main expert with the transfers added.
+    def forward(self, x_BCHW: Tensor, view: View | None = None) -> Features:
+        """Features of one main expert with the transfers added.
 
         Args:
             x_BCHW: normalised RGB images, floating point.
-            main: another main expert for this call; empty for the model's own.
+            view: which main expert and BatchNorm set; None for the model's own main expert and its first set.
         """
-        return self.view(main or self.main)(x_BCHW)
+        return self.forward_views(x_BCHW, [view or View(main=self.main)])[0]
+
+    def forward_views(self, x_BCHW: Tensor, views: Sequence[View]) -> list[Features]:
+        """Features of several views; a source that several of them read runs once.
+
+        Args:
+            x_BCHW: normalised RGB images, floating point.
+            views: an empty BatchNorm set stands for the main expert's first one.
+
+        Raises:
+            ConfigError: a view's main expert or BatchNorm set does not exist.
+        """
+        for view in views:
+            self._check_view(view)
+        # Before any main expert: what a source gives must not depend on the order of the views.
+        source_maps = {name: self._source_maps(name, x_BCHW) for name in self.sources(views)}
+        return [self._fused(view, x_BCHW, source_maps) for view in views]
+
+    def sources(self, views: Sequence[View]) -> tuple[str, ...]:
+        """The experts that one of these views reads."""
+        return tuple(name for name in self.experts if any(view.main != name for view in views))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As for any module, but an expert that is never the main one stays frozen: no loss of its own moves it."""
+        super().requires_grad_(requires_grad)
+        for name, net in self.experts.items():
+            if name not in self.transfers:
+                net.requires_grad_(False)
+        return self
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -263,44 +219,97 @@ class CentralModel(nn.Module):
         return self.experts[self.main].vector_width
 
     @property
-    def bn_sets(self) -> tuple[str, ...]:
-        """Names of the main expert's BatchNorm sets."""
-        return self.view(self.main).bn_sets
-
-    def use_bn_set(self, name: str) -> None:
-        """Activates a BatchNorm set of the main expert; see ``CentralView.use_bn_set``."""
-        self.view(self.main).use_bn_set(name)
-
-    @property
     def num_layers(self) -> int:
         """Depths that a layer-wise learning-rate decay tells apart: the deepest expert's."""
-        return self.view(self.main).num_layers
+        return max(net.num_layers for net in self.experts.values())
 
     def layer_index(self, name: str) -> int:
-        """Depth of a parameter; see ``CentralView.layer_index``."""
-        return self.view(self.main).layer_index(name)
+        """Depth of a parameter within its expert; transfers are new and count as the last layer.
+
+        Args:
+            name: as ``named_parameters`` gives it.
+        """
+        part, *rest = name.split(".")
+        if part == "experts":
+            return self.experts[rest[0]].layer_index(".".join(rest[1:]))
+        return self.num_layers - 1
+
+    def _source_maps(self, name: str, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """A source's maps as far as they are read; no DropPath, no BatchNorm statistics change."""
+        net = self.experts[name]
+        if name in self.bn_sets:
+            _activate(net, self.bn_sets[name][0])
+        with _evaluating(net), torch.set_grad_enabled(self.attached and torch.is_grad_enabled()):
+            return tuple(islice(net.levels(x_BCHW), len(net.channels) - 1))
+
+    def _fused(self, view: View, x_BCHW: Tensor, source_maps: Mapping[str, Sequence[Tensor]]) -> Features:
+        net, transfers = self.experts[view.main], self.transfers[view.main]
+        if view.main in self.bn_sets:
+            for part in (net, transfers):
+                _activate(part, view.bn_set or self.bn_sets[view.main][0])
+        num_levels = len(net.channels) - 1
+
+        def fuse(level: int, map_BCHW: Tensor) -> Tensor:
+            if level < num_levels:
+                for name, transfer in transfers.items():
+                    map_BCHW = map_BCHW + transfer(level, source_maps[name])
+            return map_BCHW
+
+        maps = tuple(net.levels(x_BCHW, fuse))
+        return Features(maps, net.pool(maps[-1]))
 
     def _check_expert(self, field: str, name: str) -> None:
         if name not in self.experts:
             raise ConfigError(f"{field}: expected one of {', '.join(self.experts)}, got {name!r}")
 
+    def _check_main(self, field: str, name: str) -> None:
+        if name not in self.transfers:
+            raise ConfigError(f"{field}: expected one of {', '.join(self.transfers)}, got {name!r}")
+
+    def _check_view(self, view: View) -> None:
+        self._check_main("view.main", view.main)
+        known = self.bn_sets.get(view.main, ())
+        if view.bn_set and view.bn_set not in known:
+            raise ConfigError(
+                f"view.bn_set: expert {view.main!r} has no set {view.bn_set!r}; its sets: {', '.join(known) or 'none'}"
+            )
+
+
+def view_tensors(tensors: Mapping[str, Tensor], view: View, bn_sets: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """A central model's weights as those of the model that serves one view alone, with plain BatchNorms.
+
+    Args:
+        tensors: by name as ``CentralModel.state_dict`` gives them.
+        view: the main expert, whose transfers are kept, and its BatchNorm set.
+        bn_sets: the central model's sets by expert; a source keeps its first.
+    """
+    wanted = {name: names[0] for name, names in bn_sets.items()}
+    if view.bn_set:
+        wanted[view.main] = view.bn_set
+    kept = {}
+    for name, tensor in tensors.items():
+        part, owner, _ = name.split(".", 2)
+        if part == "transfers" and owner != view.main:
+            continue
+        before, switchable, after = name.partition(".sets.")
+        bn_set, _, rest = after.partition(".")
+        if not switchable:
+            kept[name] = tensor
+        elif bn_set == wanted[owner]:
+            kept[f"{before}.{rest}"] = tensor
+    return kept
+
 
 @contextmanager
-def _read_only(net: MetaNet) -> Iterator[None]:
-    # Evaluation mode and the first BatchNorm set, then everything as it was, module by module:
-    # a caller may have frozen some parts in evaluation mode while others train.
+def _evaluating(net: MetaNet) -> Iterator[None]:
+    # Module by module: a caller may have frozen some parts in evaluation mode while others train.
     modes = [(module, module.training) for module in net.modules()]
-    active = [(norm, norm.active) for norm, _ in modes if isinstance(norm, SwitchableBatchNorm2d)]
     net.eval()
-    for norm, _ in active:
-        norm.active = next(iter(norm.sets))
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for norm, name in active:
-            norm.active = name
 
 
 def _activate(module: nn.Module, name: str) -> None:
