@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 
-@dataclass(slots=True)
+# Without slots: ZeRO stage 3 looks into what a module returns through vars().
+@dataclass
 class Features:
     """Feature maps from fine to coarse and one pooled vector an image.
 

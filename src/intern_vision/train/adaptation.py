@@ -1,6 +1,6 @@
 """Fits one upstream model to one downstream dataset. D feature width, K classes, N training images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,12 @@ import torch
 from intern_vision.bench.probe import VARIANCE_EPS, fit_probe
 from intern_vision.data.augment import Augment, Resize
 from intern_vision.data.loader import ShardSource, evaluation_batches
+from intern_vision.heads import HeadConfig
+from intern_vision.heads.base import TaskHead
 from intern_vision.models.vision import HeadSpec, ModelSpec, VisionModel, read_spec
+from intern_vision.stages.adapt import FINE_TUNED, protocol_name
 from intern_vision.stages.base import StageContext
-from intern_vision.task import Task
+from intern_vision.task import Task, is_vector_family
 from intern_vision.train.features import FeatureCache, cache_features, compute_device
 from intern_vision.train.launch import train_in_process
 from intern_vision.train.objective import CachedFeaturesObjective, MultiTaskObjective
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from intern_vision.stages import adapt
 
 SMALL_SHARE = 0.25
+ROWS_AT_A_TIME = 256
 
 
 class Adaptation:
@@ -39,28 +43,63 @@ class Adaptation:
         self.source = source
         self._num_concepts = len(source.info.concept_names)
         self._features: FeatureCache | None = None
+        # On no device: it is asked for its heads' shapes only.
+        with torch.device("meta"):
+            self._upstream = VisionModel(read_spec(upstream_dir).for_family(task.family))
+        self._donor = self._find_donor()
 
-    def fit(self, keys: Sequence[str], share: float) -> tuple[VisionModel, dict[str, Any]]:
-        """The adapted model and what was chosen on the way, from the training images ``keys``."""
+    def fit(self, keys: Sequence[str], share: float) -> Iterator[tuple[str, VisionModel, dict[str, Any]]]:
+        """For each recipe the protocol's name, the adapted model and what was chosen, from the images ``keys``.
+
+        The fine-tuned model goes on from the frozen one's head (LP-FT, arXiv 2202.10054), so the frozen recipe is
+        fitted in any case; a model must be used before the next one is asked for.
+        """
         model = self._fresh_model()
         if self.task.family == "classify":
             chosen = self._fit_linear(model, keys)
         else:
             chosen = self._fit_dense_head(model, keys, share)
-        if self.config.method == "lp_ft":
-            self._fine_tune(model, keys, share)
-        return model.eval(), chosen
+        for recipe in self.config.recipes:
+            if recipe == FINE_TUNED:
+                self._fine_tune(model, keys, share)
+            yield protocol_name(share, recipe), model.eval(), {"method": recipe, "num_train": len(keys), **chosen}
 
     def _fresh_model(self) -> VisionModel:
         torch.manual_seed(self.config.seed)
-        upstream = read_spec(self.upstream_dir)
-        pooling = "pyramid" if self.task.family == "classify" else "vector"
-        head_config = self.config.head.with_overrides({"pooling": pooling})
-        head = HeadSpec(task=self.task, config=head_config, frozen_features=True)
-        spec = ModelSpec.from_dict(upstream.to_dict() | {"heads": {self.task.family: head.to_dict()}, "text": None})
-        model = VisionModel(spec)
+        head = HeadSpec(task=self.task, config=self._head_config(), frozen_features=True)
+        spec = self._upstream.spec.to_dict() | {"heads": {self.task.family: head.to_dict()}, "text": None}
+        model = VisionModel(ModelSpec.from_dict(spec))
         model.load_part(self.upstream_dir, "backbone")
+        for part in self._carried_parts(model.heads[self.task.family]):
+            source, target = f"heads.{self._donor}.{part}", f"heads.{self.task.family}.{part}"
+            model.load_part(self.upstream_dir, source, into=target)
         return model.to(compute_device()).eval()
+
+    def _carried_parts(self, head: TaskHead) -> list[str]:
+        """Submodules that the donor has too, in the same shapes: heads of other kinds have other pyramids."""
+        if not self._donor:
+            return []
+
+        def shapes(owner: TaskHead, part: str) -> dict[str, torch.Size]:
+            return {name: tensor.shape for name, tensor in owner.get_submodule(part).state_dict().items()}
+
+        donor = self._upstream.heads[self._donor]
+        common = [part for part in head.shared_prefixes() if part in donor.shared_prefixes()]
+        return [part for part in common if shapes(head, part) == shapes(donor, part)]
+
+    def _find_donor(self) -> str:
+        """The upstream head whose label-independent parts the new head starts from; empty where there is none."""
+        if not self.config.carry_trunk or is_vector_family(self.task.family):
+            return ""
+        heads = {name: head for name, head in self._upstream.heads.items() if head.shared_prefixes()}
+        same_family = [name for name, head in heads.items() if head.task.family == self.task.family]
+        return next(iter([*same_family, *heads]), "")
+
+    def _head_config(self) -> HeadConfig:
+        if self._donor:  # the sizes of what is carried
+            return self._upstream.heads[self._donor].config.with_overrides({"background_classes": []})
+        pooling = "pyramid" if self.task.family == "classify" else "vector"
+        return self.config.head.with_overrides({"pooling": pooling})
 
     def features(self) -> FeatureCache:
         """Frozen features of every training image."""
@@ -90,8 +129,29 @@ class Adaptation:
             head.linear.bias.copy_(probe.bias_K)
         return {"l2": probe.l2, "validation_accuracy": probe.validation_accuracy}
 
+    def _standardise_carried(self, head: TaskHead, keys: Sequence[str]) -> None:
+        """Lets a carried pyramid read standardised features and still say what it said.
+
+        ``W x + b = (W std) z + (b + W mean)`` for ``x = std z + mean``: the same function, in the scales that the
+        optimizer's one learning rate suits.
+        """
+        cache = self.features()
+        rows = cache.rows(keys)
+        for level, (standardize, lateral) in enumerate(zip(head.standardizers, head.neck.laterals, strict=True)):
+            standardize.train()
+            with torch.no_grad():
+                for start in range(0, len(rows), ROWS_AT_A_TIME):
+                    maps = cache.arrays[f"map_{level}"][rows[start : start + ROWS_AT_A_TIME]]
+                    standardize(torch.from_numpy(np.asarray(maps, np.float32)).to(lateral.weight.device))
+                standardize.is_settled = True
+                weight_FC = lateral.weight.flatten(1)
+                lateral.bias += weight_FC @ standardize.mean_C
+                lateral.weight *= (standardize.var_C + standardize.eps).sqrt()[:, None, None]
+
     def _fit_dense_head(self, model: VisionModel, keys: Sequence[str], share: float) -> dict[str, Any]:
         dense = self.config.dense
+        if self._donor:
+            self._standardise_carried(model.heads[self.task.family], keys)
         num_steps = dense.num_steps_small if share < SMALL_SHARE else dense.num_steps_large
         job = TrainJob(
             objective=CachedFeaturesObjective(model),

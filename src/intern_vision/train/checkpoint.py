@@ -1,8 +1,8 @@
 """Training checkpoints in the store: written behind the loop's back, valid only when complete.
 
-A checkpoint of step ``s`` is the prefix ``<checkpoints>/step-<s>`` with DeepSpeed's files and,
-written last, one ``_COMMITTED-<node>-of-<nodes>`` marker by each node. The files hold pickles
-made by our own ranks; weights that people use are safetensors (``intern_vision.models.vision``).
+A checkpoint of step ``s`` is the prefix ``<checkpoints>/step-<s>`` with the state as safetensors
+(``intern_vision.train.engine_state``) and plain values as JSON and, written last, one
+``_COMMITTED-<node>-of-<nodes>`` marker by each node. It fits any number of nodes and ranks.
 """
 
 import queue
@@ -23,7 +23,7 @@ class Checkpoints:
     Args:
         store: where they lie.
         uri: prefix of this training's checkpoints.
-        local_dir: folder shared by the ranks of this node; DeepSpeed writes and reads here.
+        local_dir: folder shared by the ranks of this node; they write and read here.
         node: this node's number, 0-based.
         num_nodes: nodes that take part.
         num_kept: complete checkpoints to keep.
@@ -43,14 +43,14 @@ class Checkpoints:
         self._uploader: threading.Thread | None = None
 
     def complete_steps(self) -> list[int]:
-        """Steps of which every node has written its marker, ascending."""
-        markers: dict[int, set[int]] = {}
+        """Steps of which every node that took part has written its marker, ascending."""
+        markers: dict[tuple[int, int], set[int]] = {}
         for file in self.store.list(self.uri):
             match = _STEP.search(file.uri)
             marker = _MARKER.fullmatch(match.group(2)) if match else None
-            if match and marker and int(marker.group(2)) == self._num_nodes_of(match.group(2)):
-                markers.setdefault(int(match.group(1)), set()).add(int(marker.group(1)))
-        return sorted(step for step, nodes in markers.items() if len(nodes) == self.num_nodes)
+            if match and marker:
+                markers.setdefault((int(match.group(1)), int(marker.group(2))), set()).add(int(marker.group(1)))
+        return sorted({step for (step, num_nodes), nodes in markers.items() if len(nodes) == num_nodes})
 
     def upload(self, step: int) -> None:
         """Queues this node's files of ``step`` for upload; raises what an earlier upload raised."""
@@ -88,13 +88,10 @@ class Checkpoints:
         """Removes every checkpoint of this training from the store."""
         self.store.delete(self.uri)
 
-    @staticmethod
-    def _num_nodes_of(marker_name: str) -> int:
-        match = _MARKER.fullmatch(marker_name)
-        return int(match.group(2)) if match else 0
-
     def _upload_loop(self) -> None:
         while (step := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # the training is about to end: what it reached after the fault is not kept
             try:
                 self._upload_one(step)
             except Exception as error:  # the loop raises it at its next checkpoint

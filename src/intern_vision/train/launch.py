@@ -167,7 +167,7 @@ def die_with_parent() -> None:
 def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]) -> None:
     history_path = context.output_dir / HISTORY_FILE
     speeds: list[float] = []
-    with os.fdopen(read_end, encoding="utf-8") as pipe, open(history_path, "a", encoding="utf-8") as history:
+    with os.fdopen(read_end, encoding="utf-8") as pipe, open(history_path, "a+", encoding="utf-8") as history:
         for line in pipe:
             event = json.loads(line)
             if event["event"] == "step":
@@ -184,6 +184,10 @@ def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]
                 context.progress.say(f"resumed at step {event['done']} of {event['total']}")
                 context.progress.restart_clock(event["done"])
                 context.facts["resumed_at_step"] = event["done"]
+            elif event["event"] == "rolled_back":
+                _forget_after(event["done"], history)
+                context.progress.say(f"back to step {event['done']}: {event['cause']}")
+                context.facts["num_rollbacks"] = event["num_rollbacks"]
             elif event["event"] == "started":
                 context.progress.restart_clock()
             elif event["event"] == "fact":
@@ -198,6 +202,15 @@ def _record(
     # Speeds stay out of the file: equal trainings give equal outputs, and so equal keys downstream.
     history.write(json.dumps({"step": step, **metrics}) + "\n")
     context.tracker.log_metrics({f"train/{k}": v for k, v in (metrics | speed).items()}, step=step)
+
+
+def _forget_after(step: int, history: IO[str]) -> None:
+    """Takes the rows of later steps out of the history: these steps are trained again."""
+    history.seek(0)
+    kept = [line for line in history if json.loads(line)["step"] <= step]
+    history.seek(0)
+    history.truncate()
+    history.writelines(kept)
 
 
 class _forwarding_signals:  # noqa: N801 - reads as a phrase
@@ -291,6 +304,7 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
     from intern_vision.ref import Ref
     from intern_vision.store import join_uri, open_store
     from intern_vision.train.checkpoint import Checkpoints
+    from intern_vision.train.settings import count_image_passes
     from intern_vision.train.trainer import RankContext, Trainer
     from intern_vision.train.workspace import Workspace
 
@@ -330,7 +344,10 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
         if rank == 0:
             job.objective.save(Path(payload.output_dir))
     if rank == 0:
-        passes = job.config.num_steps * job.config.batch_size * job.objective.passes_per_sample
+        objective = job.objective
+        passes = count_image_passes(
+            job.config.num_samples, objective.passes_per_sample, objective.forward_passes_per_sample
+        )
         emit({"event": "fact", "name": "image_passes", "value": passes})
     torch.distributed.destroy_process_group()
 
@@ -344,7 +361,9 @@ def train_in_process(job: "TrainJob", context: StageContext, note: str = "") -> 
             context.progress.step(event["done"], event["total"], f"{note} loss {event['metrics']['loss']:.4g}")
 
     start_distributed()
-    Trainer(job, RankContext(on_event=report)).train()
+    trainer = Trainer(job, RankContext(on_event=report))
+    trainer.train()
+    trainer.keep_average()
 
 
 def start_distributed() -> None:

@@ -7,6 +7,19 @@ from pydantic import Field
 from intern_vision.config import Config
 
 
+def count_image_passes(num_samples: int, num_trained: int, num_forward: int = 0) -> int:
+    """Image passes, forward and back, that a training's passes through backbones are worth.
+
+    A forward pass alone counts a third: a layer's backward pass has two products of the forward's size.
+
+    Args:
+        num_samples: samples of the training.
+        num_trained: passes forward and back a sample.
+        num_forward: passes forward alone a sample, as of a teacher.
+    """
+    return round(num_samples * (num_trained + num_forward / 3))
+
+
 class TrainerConfig(Config):
     """How an objective is trained.
 
@@ -24,6 +37,14 @@ class TrainerConfig(Config):
         checkpoint_every: steps between two checkpoints; 0 = only when asked to stop.
         seed: decides order, augmentation and every random number of the training.
         num_loader_threads: threads that read and augment samples, a rank.
+        checkpoint_activations: recompute a block's activations in the backward pass: a third more
+            arithmetic, a fraction of the memory.
+        divergence_margin: a loss further than this above its running mean, or one that is not a number,
+            sends the training back to its last checkpoint and lowers the learning rate by 0.3 %
+            (DeCLIP's solver: 10); 0 = off.
+        max_rollbacks: how often that may happen before the training ends.
+        ema_decay: decay of the moving average of the weights, in [0, 1), that is exported instead of
+            the last weights; 0 = off.
     """
 
     num_steps: int = Field(ge=1)
@@ -39,16 +60,34 @@ class TrainerConfig(Config):
     checkpoint_every: int = Field(default=100, ge=0)
     seed: int = 0
     num_loader_threads: int = Field(default=1, ge=1)
+    checkpoint_activations: bool = False
+    divergence_margin: float = Field(default=0.0, ge=0)
+    max_rollbacks: int = Field(default=10, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
 
     def faults(self) -> list[str]:
-        """The batch must divide into micro-batches."""
+        """The batch must divide into micro-batches; the divergence guard needs checkpoints."""
+        faults = []
         if self.batch_size % self.num_accumulation:
-            return [f"batch_size {self.batch_size} must be a multiple of num_accumulation {self.num_accumulation}"]
-        return []
+            faults.append(
+                f"batch_size {self.batch_size} must be a multiple of num_accumulation {self.num_accumulation}"
+            )
+        if self.divergence_margin and not self.checkpoint_every:
+            faults.append("divergence_margin needs checkpoint_every > 0: there must be a state to go back to")
+        return faults
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole training."""
+        return self.num_steps * self.batch_size
 
 
 class SignalWeights(Config):
-    """Weights of the Up-A signals (DeCLIP's defaults); 0 switches one off.
+    """Weights of the Up-A signals; 0 switches one off.
+
+    The defaults are DeCLIP's (arXiv 2110.05208; code Sense-GVT/DeCLIP): 0.4 times the mean of the four
+    contrasts between two views and two captions, which is 0.1 for the plain one and 0.3 for the mean of
+    the other three, and 0.2 for each further signal; 1 together.
 
     Attributes:
         image_text: contrast of the first view with the caption; with all else 0 this is CLIP.
@@ -72,6 +111,46 @@ class SignalWeights(Config):
     def num_views(self) -> int:
         """Views of an image that a batch must hold."""
         return 2 if self.multi_view or self.image_self or self.neighbour else 1
+
+
+CLIP_SIGNALS = SignalWeights(image_text=1.0, multi_view=0.0, image_self=0.0, text_self=0.0, neighbour=0.0)
+"""Plain CLIP (arXiv 2103.00020)."""
+
+DECLIP_88M_SIGNALS = SignalWeights(image_text=0.15, multi_view=0.45)
+"""DeCLIP's weights for ViT-B/32 on 88 million pairs: the four contrasts count 0.6."""
+
+
+class LocalConfig(Config):
+    """How feature maps learn from images alone in Up-A-L.
+
+    Attributes:
+        num_levels: how many of the backbone's coarsest maps take part.
+        hidden_width: channels inside the projection of a map (PixPro: 2048).
+        projection_width: channels after it (PixPro: 256).
+        momentum: of the teacher at the start; it grows to 1 along a half cosine (PixPro: 0.99).
+        local_weight: weight of the pixel or patch loss.
+        embedding_weight: weight of 1 minus the cosine to the image embedding of Up-A-G.
+        positive_threshold: cells of two views belong together when their centres are nearer than this,
+            in diagonals of the larger view's cells (PixPro: 0.7).
+        mask_share: share of a masked image's patches that are hidden.
+        num_prototypes: outputs that patches are assigned to (iBOT: 8192).
+        student_temperature: of the student's softmax over them.
+        teacher_temperature: of the teacher's; sharper.
+        centre_momentum: of the mean teacher output, which is subtracted so that no prototype takes all.
+    """
+
+    num_levels: int = Field(default=2, ge=1)
+    hidden_width: int = Field(default=2048, ge=1)
+    projection_width: int = Field(default=256, ge=1)
+    momentum: float = Field(default=0.99, ge=0, le=1)
+    local_weight: float = Field(default=1.0, gt=0)
+    embedding_weight: float = Field(default=1.0, ge=0)
+    positive_threshold: float = Field(default=0.7, gt=0)
+    mask_share: float = Field(default=0.4, gt=0, lt=1)
+    num_prototypes: int = Field(default=8192, ge=2)
+    student_temperature: float = Field(default=0.1, gt=0)
+    teacher_temperature: float = Field(default=0.04, gt=0)
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
 class ProbeConfig(Config):

@@ -1,11 +1,10 @@
 """The only training loop. It knows no task, only ``objective(batch)``."""
 
-import collections
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +15,12 @@ from intern_vision.config import changed_fields
 from intern_vision.data.loader import Source, make_loader
 from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
 from intern_vision.train.checkpoint import Checkpoints
+from intern_vision.train.ema import WeightAverage, local_part
+from intern_vision.train.engine import set_progress, start_engine
+from intern_vision.train.engine_state import EngineState
+from intern_vision.train.guard import DivergenceGuard
+from intern_vision.train.interval import Interval
 from intern_vision.train.objective import Objective
-from intern_vision.train.schedule import parameter_groups, warmup_cosine
 from intern_vision.train.settings import TrainerConfig
 
 NUM_KEYS_IN_ERROR = 8
@@ -64,20 +67,6 @@ class RankContext:
     should_stop: Callable[[], bool] = lambda: False
 
 
-class _Autocast(nn.Module):
-    """Runs the objective under autocast inside DeepSpeed's engine, which switches an outer one off."""
-
-    def __init__(self, objective: Objective, device: torch.device, enabled: bool) -> None:
-        super().__init__()
-        self.objective = objective
-        self._device_type = device.type
-        self._enabled = enabled
-
-    def forward(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._enabled):
-            return self.objective(batch)
-
-
 class Trainer:
     """Trains one objective with a DeepSpeed engine; resumes from the newest complete checkpoint.
 
@@ -98,35 +87,45 @@ class Trainer:
                 f"trainer.batch_size: expected a multiple of ranks x micro-batches = {per_step}, "
                 f"got {self.config.batch_size}"
             )
-        self.engine, self.device = _start_engine(job, context)
+        self.engine, self.device = start_engine(job, context)
+        decay = self.config.ema_decay
+        self._average = WeightAverage(self.engine.module, decay) if decay else None
+        self._state = EngineState(self.engine, self.config.zero_stage, self._average)
+        self._guard = DivergenceGuard(self.config.divergence_margin, self.config.max_rollbacks)
         self._history: list[dict[str, Any]] = []
 
     def train(self) -> None:
         """Runs to ``num_steps``.
 
         Raises:
-            TrainingError: the loss or the weights are not finite; names the step and sample keys.
+            TrainingError: the loss or the weights are not finite, or the loss diverged; names the
+                step, the loss terms and sample keys. With a divergence guard, only once it gave up.
             RetryableError: the process was asked to stop; a checkpoint was saved first.
-            CheckpointError: the checkpoint found belongs to another config or, under ZeRO, to
-                another number of ranks.
+            CheckpointError: the checkpoint found belongs to another config.
         """
+        step = self._resume()
+        while step < self.config.num_steps:
+            try:
+                step = self._train_from(step)
+            except TrainingError as error:
+                step = self._roll_back(error)
+        self._close_checkpoints()
+
+    def _train_from(self, first_step: int) -> int:
         config, context = self.config, self.context
-        first_step = self._resume()
-        num_micro_steps = config.num_steps * config.num_accumulation
-        loader = make_loader(
+        batches = make_loader(
             self.job.source,
             batch_size=config.batch_size // config.num_accumulation,
             seed=config.seed,
             start_step=first_step * config.num_accumulation,
-            num_steps=num_micro_steps - first_step * config.num_accumulation,
+            num_steps=(config.num_steps - first_step) * config.num_accumulation,
             rank=context.rank,
             num_ranks=context.num_ranks,
             transform=self.job.transform,
             num_threads=config.num_loader_threads,
         )
-        interval = _Interval(config.log_every, self.device)
+        interval = Interval(config.log_every, self.device)
         self.engine.train()
-        batches = iter(loader)
         for step in range(first_step, config.num_steps):
             self._one_step(step, batches, interval)
             done = step + 1
@@ -139,9 +138,9 @@ class Trainer:
                 if stop and done < config.num_steps:
                     self._close_checkpoints()
                     raise RetryableError(f"stopped at step {done} of {config.num_steps}; the same command resumes")
-        self._close_checkpoints()
+        return config.num_steps
 
-    def _one_step(self, step: int, batches: Any, interval: "_Interval") -> None:
+    def _one_step(self, step: int, batches: Any, interval: Interval) -> None:
         for micro_step in range(self.config.num_accumulation):
             waited_from = time.perf_counter()
             batch = next(batches)
@@ -157,28 +156,42 @@ class Trainer:
             self.engine.backward(loss)
             self.engine.step()
             interval.add(step, keys, loss.detach(), losses, values)
+        if self._average is not None:
+            self._average.update()
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Every rank holds all weights inside, also under ZeRO stage 3; all ranks must enter."""
-        if self.config.zero_stage < 3:
-            yield
-            return
-        from deepspeed.runtime.zero import GatheredParameters
+        """Every rank holds all weights inside, also under ZeRO stage 3; all ranks must enter.
 
-        with GatheredParameters(list(self.engine.module.parameters())):
+        With ``ema_decay`` set they are the moving averages.
+        """
+        with ExitStack() as stack:
+            if self._average is not None:
+                stack.enter_context(self._average.in_place())
+            if self.config.zero_stage == 3:
+                from deepspeed.runtime.zero import GatheredParameters
+
+                stack.enter_context(GatheredParameters(list(self.engine.module.parameters())))
             yield
 
-    def _report(self, done: int, interval: "_Interval") -> bool:
-        """Agrees over the ranks on finiteness, means and stopping; returns whether to stop."""
+    def keep_average(self) -> None:
+        """Leaves the moving averages, where there are any, in place of the weights: training is over."""
+        if self._average is not None:
+            self._average.swap()
+
+    def _report(self, done: int, interval: Interval) -> bool:
+        """Agrees over the ranks on faults, means and stopping; returns whether to stop."""
         if not _is_finite(self.engine.module):
             interval.mark_bad(done - 1)
-        means, bad_step, stop = interval.reduce(self.context)
+        means, bad_step, largest_loss, stop = interval.reduce(self.context)
         if bad_step >= 0:
             raise self._not_finite(bad_step, interval)
+        fault = self._guard.fault(largest_loss, [row["metrics"]["loss"] for row in self._history])
+        if fault:
+            raise TrainingError(f"{fault}, within the steps up to {done}; lower trainer.learning_rate")
+        metrics = means | {"learning_rate": self.engine.get_lr()[0]}
+        self._history.append({"done": done, "metrics": metrics})
         if self.context.rank == 0:
-            metrics = means | {"learning_rate": self.engine.get_lr()[0]}
-            self._history.append({"done": done, "metrics": metrics})
             self.context.on_event(
                 {
                     "event": "step",
@@ -191,7 +204,7 @@ class Trainer:
         interval.reset()
         return stop
 
-    def _not_finite(self, bad_step: int, interval: "_Interval") -> TrainingError:
+    def _not_finite(self, bad_step: int, interval: Interval) -> TrainingError:
         """The same error on every rank, with the samples of the rank that saw the fault first."""
         found = [(self.context.rank, *interval.fault_at(bad_step))]
         if self.context.num_ranks > 1:
@@ -208,16 +221,18 @@ class Trainer:
     def _save(self, done: int) -> None:
         if self.checkpoints is None:
             return
-        tag = f"step-{done}"
-        self.engine.save_checkpoint(str(self.checkpoints.local_dir), tag=tag, save_latest=False)
+        folder = self.checkpoints.local_dir / f"step-{done}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state.save(folder)
         if self.context.rank == 0:
             state = {
                 "step": done,
-                "num_ranks": self.context.num_ranks,
+                "num_rollbacks": self._guard.num_rollbacks,
+                "num_averaged": self._average.num_updates if self._average else 0,
                 "identity": self.job.identity,
                 "history": self._history,
             }
-            (self.checkpoints.local_dir / tag / STATE_FILE).write_text(json.dumps(state))
+            (folder / STATE_FILE).write_text(json.dumps(state))
         _barrier(self.context)
         if self.context.local_rank == 0:
             self.checkpoints.upload(done)
@@ -227,147 +242,74 @@ class Trainer:
             self.checkpoints.close()
 
     def _resume(self) -> int:
-        if self.checkpoints is None:
+        state = self._load_latest()
+        if not state:
             return 0
-        # Only one rank a node touches the store; the others learn the step through the barrier and the folder.
-        if self.context.local_rank == 0:
-            self.checkpoints.download_latest()
-        _barrier(self.context)
-        steps = sorted(int(p.name.removeprefix("step-")) for p in self.checkpoints.local_dir.glob("step-*"))
-        if not steps:
-            return 0
-        tag = f"step-{steps[-1]}"
-        local_dir = self.checkpoints.local_dir / tag
-        state = json.loads((local_dir / STATE_FILE).read_text())
-        self._check_fits(state)
-        loaded, _ = self.engine.load_checkpoint(str(self.checkpoints.local_dir), tag=tag)
-        if loaded is None:
-            raise CheckpointError(f"{self.checkpoints.uri}/{tag}: DeepSpeed cannot load this checkpoint")
-        _barrier(self.context)
-        if self.context.local_rank == 0:
-            shutil.rmtree(local_dir)
-        self._history = state["history"]
+        self._guard.num_rollbacks = state["num_rollbacks"]
+        set_progress(self.engine, self.config, state["step"], self._guard.rate_factor)
         if self.context.rank == 0:
             for row in self._history:
                 self.context.on_event({"event": "past_step", **row})
             self.context.on_event({"event": "resumed", "done": state["step"], "total": self.config.num_steps})
         return state["step"]
 
-    def _check_fits(self, state: dict[str, Any]) -> None:
-        """CheckpointError where DeepSpeed could not load the checkpoint, or would load the wrong one."""
-        assert self.checkpoints is not None
+    def _roll_back(self, error: TrainingError) -> int:
+        """Goes back to the last checkpoint with a lower learning rate; gives its step, or raises where it may not."""
+        guard = self._guard
+        if not guard.margin:
+            raise error
+        if guard.num_rollbacks >= guard.max_rollbacks:
+            raise TrainingError(f"{error}; gave up after trainer.max_rollbacks {guard.max_rollbacks}") from None
+        self._close_checkpoints()  # what is still being uploaded may be the newest
+        _barrier(self.context)
+        state = self._load_latest()
+        if not state:
+            raise TrainingError(f"{error}; no checkpoint to go back to, so lower trainer.checkpoint_every") from None
+        guard.num_rollbacks += 1
+        set_progress(self.engine, self.config, state["step"], guard.rate_factor)
+        if self.context.rank == 0:
+            self.context.on_event(
+                {
+                    "event": "rolled_back",
+                    "done": state["step"],
+                    "num_rollbacks": guard.num_rollbacks,
+                    "cause": str(error),
+                }
+            )
+        return state["step"]
+
+    def _load_latest(self) -> dict[str, Any]:
+        """Takes the newest complete checkpoint and gives its plain values; empty where there is none."""
+        if self.checkpoints is None:
+            return {}
+        # Only one rank a node touches the store; the others learn the step through the barrier and the folder.
+        if self.context.local_rank == 0:
+            self.checkpoints.download_latest()
+        _barrier(self.context)
+        steps = sorted(int(p.name.removeprefix("step-")) for p in self.checkpoints.local_dir.glob("step-*"))
+        if not steps:
+            return {}
+        local_dir = self.checkpoints.local_dir / f"step-{steps[-1]}"
+        state = json.loads((local_dir / STATE_FILE).read_text())
         changes = changed_fields(state["identity"], self.job.identity)
         if changes:
             raise CheckpointError(
                 f"{self.checkpoints.uri}: the checkpoint was made with another config ({'; '.join(changes)}); "
                 "restore these values or start under another name"
             )
-        if self.config.zero_stage and state["num_ranks"] != self.context.num_ranks:
-            raise CheckpointError(
-                f"{self.checkpoints.uri}: the checkpoint was made by {state['num_ranks']} ranks and this run has "
-                f"{self.context.num_ranks}; under ZeRO stage {self.config.zero_stage} start as many ranks as before"
-            )
-
-
-class _Interval:
-    """What happened since the last report, kept on the device."""
-
-    def __init__(self, num_steps: int, device: torch.device) -> None:
-        self._recent: collections.deque[tuple[int, list[str]]] = collections.deque(maxlen=num_steps)
-        self._device = device
-        self.reset()
-
-    def reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._num_added = 0
-        self._weights_fault_step = -1
-        self._first_bad_step = torch.full((), -1, device=self._device, dtype=torch.long)
-        self.waiting_s = 0.0
-        self._started = time.perf_counter()
-
-    def add(
-        self, step: int, keys: list[str], loss: Tensor, losses: dict[str, Tensor], values: dict[str, Tensor]
-    ) -> None:
-        self._recent.append((step, keys))
-        is_first_bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(is_first_bad, step, self._first_bad_step)
-        for name, value in {"loss": loss, **{f"loss/{k}": v for k, v in losses.items()}, **values}.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._num_added += 1
-
-    def mark_bad(self, step: int) -> None:
-        """Notes that the weights were not finite after ``step``."""
-        self._weights_fault_step = step
-        self._first_bad_step = torch.where(self._first_bad_step < 0, step, self._first_bad_step)
-
-    def reduce(self, context: RankContext) -> tuple[dict[str, float], int, bool]:
-        """Means over ranks, the first step at which any rank saw a fault (-1: none), and the stop flag."""
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name] for name in names])
-        # The first of all ranks as a maximum, so that one reduction serves both flags.
-        earliness = torch.where(self._first_bad_step < 0, -torch.inf, -self._first_bad_step.double())
-        flags = torch.stack([earliness, earliness.new_tensor(float(context.should_stop()))])
-        if context.num_ranks > 1:
-            torch.distributed.all_reduce(sums)
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        means = (sums / (self._num_added * context.num_ranks)).tolist()
-        first_bad, stop = flags.tolist()
-        bad_step = -1 if first_bad == -float("inf") else int(-first_bad)
-        return dict(zip(names, means, strict=True)), bad_step, stop > 0
-
-    def speed(self) -> dict[str, float]:
-        """How fast this rank went: what differs from run to run."""
-        elapsed_s = time.perf_counter() - self._started
-        return {"steps_per_s": self._num_added / elapsed_s, "waiting_for_data_share": self.waiting_s / elapsed_s}
-
-    def fault_at(self, step: int) -> tuple[str, list[str]]:
-        """What this rank saw first at ``step`` (empty: nothing) and its samples of that step."""
-        if int(self._first_bad_step) != step:
-            return "", []
-        what = "weights are not finite after the update" if step == self._weights_fault_step else "loss is not finite"
-        keys = [key for recent_step, recent_keys in self._recent if recent_step == step for key in recent_keys]
-        return what, keys
-
-
-def _start_engine(job: TrainJob, context: RankContext) -> tuple[Any, torch.device]:
-    from intern_vision.train.launch import import_deepspeed
-
-    deepspeed = import_deepspeed()
-    config = job.config
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", context.local_rank) if cuda else torch.device("cpu")
-    module = _Autocast(job.objective.to(device), device, config.precision == "bf16")
-    groups = parameter_groups(
-        module,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        learning_rate_scales={f"objective.{k}": v for k, v in job.learning_rate_scales.items()},
-    )
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=config.zero_stage == 0)
-    num_warmup_steps = int(config.warmup_share * config.num_steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, config.num_steps, num_warmup_steps)
-    )
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
-        dist_init_required=False,
-        config={
-            "train_micro_batch_size_per_gpu": config.batch_size // (context.num_ranks * config.num_accumulation),
-            "gradient_accumulation_steps": config.num_accumulation,
-            "gradient_clipping": config.gradient_clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "steps_per_print": 2**31,
-        },
-    )
-    return engine, device
+        self._state.load(local_dir)
+        if self._average is not None:
+            self._average.num_updates = state["num_averaged"]
+        self._history = state["history"]
+        _barrier(self.context)
+        if self.context.local_rank == 0:
+            shutil.rmtree(local_dir)
+        return state
 
 
 def _is_finite(module: nn.Module) -> bool:
     """Whether all trained weights are; under ZeRO stage 3 this rank's part of them."""
-    parts = [getattr(p, "ds_tensor", p).detach() for p in module.parameters() if p.requires_grad]
+    parts = [local_part(p).detach() for p in module.parameters() if p.requires_grad]
     # An infinite or NaN element makes the sum so; one number a tensor is moved instead of a mask.
     return bool(torch.stack([part.float().sum() for part in parts]).isfinite().all())
 
