@@ -7,7 +7,7 @@ from html import escape
 from types import MappingProxyType
 
 from intern_vision.errors import MissingObjectError
-from intern_vision.stages.base import read_record
+from intern_vision.stages.base import Record, read_record
 from intern_vision.store import Store
 
 _FILLS = {
@@ -72,12 +72,13 @@ class Lineage:
         return tuple(parent for parent, child in self.edges if child == uri)
 
 
-def trace(store: Store, uri: str) -> Lineage:
+def trace(store: Store, uri: str, records: dict[str, Record] | None = None) -> Lineage:
     """Follows an output's parents to the first datasets.
 
     Args:
         store: where the outputs lie.
         uri: address of a committed output.
+        records: records by address that need not be read again; those read are added, for the next graph.
 
     Returns:
         The graph; a parent that is no longer there is a node of kind ``missing``.
@@ -85,6 +86,7 @@ def trace(store: Store, uri: str) -> Lineage:
     Raises:
         MissingObjectError: no committed output lies at ``uri`` itself.
     """
+    records = {} if records is None else records
     nodes: dict[str, Node] = {}
     edges: list[tuple[str, str]] = []
     waiting = [uri]
@@ -93,12 +95,13 @@ def trace(store: Store, uri: str) -> Lineage:
         if at in nodes:
             continue
         try:
-            record = read_record(store, at)
+            record = records[at] if at in records else read_record(store, at)
         except MissingObjectError:
             if at == uri:
                 raise
             nodes[at] = Node(uri=at, name=at.rsplit("/", 1)[-1])
             continue
+        records[at] = record
         ref = record.ref
         nodes[at] = Node(
             uri=at,

@@ -1,15 +1,28 @@
-"""The benchmark table: errors of two models at 10 % and 100 % of the labels and their relative reductions.
+"""The benchmark table: errors of every arm under every protocol, and the candidate's relative reductions.
 
-Pure functions over ``Scores``. The reductions follow GV-B's headline (INTERN, arXiv 2111.08687, section 3), whose exact
-formula was not published; both readings that fit it are given: the mean of the per-set reductions, and the
-reduction of the mean error.
+Pure functions over ``Scores``. The reductions follow the headline of INTERN (arXiv 2111.08687; its announcement of 17
+November 2021), whose exact formula was not published; both readings that fit it are given: the mean of the per-set
+reductions, and the reduction of the mean error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import Field
 
+from intern_vision.bench.comparisons import (
+    Reduction,
+    column_of,
+    compared_pairs,
+    is_protocol,
+    matching_arms,
+    mean,
+    reduce_errors,
+    relative_reduction,
+    sorted_protocols,
+    wilson_interval,
+)
 from intern_vision.config import Config
 from intern_vision.errors import DataError
 from intern_vision.task import Family
@@ -18,6 +31,11 @@ SCORES_FILE = "scores.json"
 FAMILIES: tuple[Family, ...] = get_args(Family)
 # A mean over one or two sets says little about a family.
 MAX_THIN_SETS = 2
+# Families whose error is the share of independent test images that are answered wrongly.
+PROPORTION_FAMILIES: tuple[Family, ...] = ("classify",)
+# Average relative error reduction of INTERN against CLIP-R50x16 in percent, both adapted with 10 % of the labels of
+# GV-B's 26 photographic datasets (announcement of arXiv 2111.08687, 17 November 2021): other data, another scale.
+PAPER_REDUCTIONS: Mapping[Family, float] = {"classify": 40.2, "detect": 47.3, "segment": 34.8, "depth": 9.4}
 
 
 class ProtocolScore(Config):
@@ -46,7 +64,8 @@ class Scores(Config):
         dataset: name of the dataset.
         model: which arm was adapted, for example ``clip`` or ``intern``.
         family: what is predicted.
-        protocols: score by the share of training labels used, in percent: ``10`` and ``100`` in GV-B.
+        protocols: score by protocol: ``10`` and ``100`` in GV-B (percent of the training labels, frozen backbone),
+            ``10+ft`` and ``100+ft`` with strong fine-tuning, ``0`` zero-shot.
     """
 
     dataset: str
@@ -55,9 +74,10 @@ class Scores(Config):
     protocols: dict[str, ProtocolScore]
 
     def faults(self) -> list[str]:
-        """Protocols are percentages."""
-        wrong = [name for name in self.protocols if not _is_percentage(name)]
-        return [f"protocols: expected percentages in (0, 100] such as 10, got {wrong[0]!r}"] if wrong else []
+        """Protocols are percentages, fine-tuned or not, or zero-shot."""
+        wrong = [name for name in self.protocols if not is_protocol(name)]
+        expected = "percentages in (0, 100] such as 10, with or without +ft, or 0 for zero-shot"
+        return [f"protocols: expected {expected}, got {wrong[0]!r}"] if wrong else []
 
 
 class ArmCost(Config):
@@ -82,10 +102,12 @@ class TableRow(Config):
         family: its family.
         errors: error in percent by column, for example ``intern@10``.
         reductions: relative error reduction in percent by comparison, for example ``intern@10 vs clip@100``; positive
-            where the candidate errs less, ``None`` where the baseline's error is 0.
+            where the candidate errs less, ``None`` where the other's error is 0.
         num_train: labelled training images by column.
         num_test: images scored by column.
         methods: adaptation method by column.
+        intervals: 95 % interval of the error in percent by column, where the error is a share of images: chance in
+            which test images were drawn, and nothing else.
     """
 
     dataset: str
@@ -95,24 +117,7 @@ class TableRow(Config):
     num_train: dict[str, int]
     num_test: dict[str, int]
     methods: dict[str, str]
-
-
-class Reduction(Config):
-    """A comparison of two columns over several sets.
-
-    Attributes:
-        mean_of_reductions: mean of the sets' relative reductions in percent; ``None`` where none is defined.
-        reduction_of_mean: relative reduction in percent of the mean error over the same sets.
-        num_sets: sets that have both columns.
-        num_wins: sets where the candidate errs less.
-        num_ties: sets where both err the same.
-    """
-
-    mean_of_reductions: float | None
-    reduction_of_mean: float | None
-    num_sets: int
-    num_wins: int
-    num_ties: int
+    intervals: dict[str, tuple[float, float]] = {}
 
 
 class FamilyRow(Config):
@@ -125,6 +130,7 @@ class FamilyRow(Config):
         incomplete: some of its sets lack a column that others have; that column's mean is over fewer sets.
         errors: mean error in percent by column.
         reductions: by comparison, over the sets that have both columns.
+        num_scored: sets that have the column, by column.
     """
 
     family: Family
@@ -133,21 +139,24 @@ class FamilyRow(Config):
     incomplete: bool
     errors: dict[str, float]
     reductions: dict[str, Reduction]
+    num_scored: dict[str, int] = {}
 
 
 class BenchmarkTable(Config):
-    """Two models over a set of datasets.
+    """Every arm over a set of datasets; the JSON of ``table.json``.
 
     Attributes:
         baseline: name of the model compared with.
         candidate: name of the model under test.
         columns: columns present, ``<model>@<protocol>``.
-        comparisons: comparisons present, ``<candidate>@<protocol> vs <baseline>@<protocol>``.
+        comparisons: comparisons present, ``<candidate>@<protocol> vs <other>@<protocol>``, the baseline's first.
         families: a row a family, in the order of ``FAMILIES``.
         rows: a row a dataset, by family and name.
         overall: by comparison over all sets; only its counts and ``mean_of_reductions`` are meaningful
             across families, so ``reduction_of_mean`` is ``None``.
         costs: pre-training cost by model.
+        arms: models in the order of display.
+        best_arms: for a column ``best <pattern>@<protocol>`` of a comparison, the model it stands for by family.
     """
 
     baseline: str
@@ -158,210 +167,183 @@ class BenchmarkTable(Config):
     rows: tuple[TableRow, ...]
     overall: dict[str, Reduction]
     costs: dict[str, ArmCost]
+    arms: tuple[str, ...] = ()
+    best_arms: dict[str, dict[Family, str]] = {}
 
 
-def relative_reduction(error: float, baseline_error: float) -> float | None:
-    """``100 * (1 - error / baseline_error)``: percent of the baseline's error that is gone; ``None`` for 0."""
-    return 100 * (1 - error / baseline_error) if baseline_error > 0 else None
+@dataclass(slots=True)
+class _Set:
+    """Scores on one dataset by column."""
+
+    dataset: str
+    family: Family
+    scores: dict[str, ProtocolScore]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Errors in percent by column."""
+        return {column: 100 * score.error for column, score in self.scores.items()}
 
 
 def build_table(
-    scores: Iterable[Scores], *, baseline: str, candidate: str, costs: Mapping[str, ArmCost] | None = None
+    scores: Iterable[Scores],
+    *,
+    baseline: str,
+    candidate: str,
+    costs: Mapping[str, ArmCost] | None = None,
+    arms: Sequence[str] = (),
+    references: Sequence[str] = (),
+    cost_baseline: str = "",
 ) -> BenchmarkTable:
-    """Joins the scores of two models; those of other models are left out.
+    """Joins the scores of any number of models.
 
     Args:
         scores: one entry a dataset and model, or several that differ in protocol.
         baseline: name of the model compared with.
         candidate: name of the model under test.
         costs: pre-training cost by model.
+        arms: order of display; models not named follow as found. Without it the baseline and the candidate come first.
+        references: further models that the candidate is compared with at equal labels. A pattern such as ``expert*``
+            stands for the one of its models with the lowest mean error in a family, which favours the reference:
+            that choice is made on the test error.
+        cost_baseline: the baseline trained at the candidate's processor seconds; compared as the baseline is.
 
     Raises:
         DataError: no score of either model, a score given twice, or a dataset with two families.
     """
-    results = _collect(scores, (baseline, candidate))
-    if not results:
+    scores = list(scores)
+    if not any(item.model in (baseline, candidate) and item.protocols for item in scores):
         raise DataError(f"scores: none is of model {baseline!r} or {candidate!r}; give scores of these or name others")
-    present = {column for _, columns in results.values() for column in columns}
-    protocols = sorted({column.rpartition("@")[2] for column in present}, key=float)
-    # Fewer labels first, the baseline first within a protocol.
-    ordered = [_column(model, protocol) for protocol in protocols for model in (baseline, candidate)]
-    columns = tuple(column for column in ordered if column in present)
-    pairs = _pairs(protocols, present, baseline, candidate)
-    rows = sorted(
-        (_row(dataset, family, by_column, columns, pairs) for dataset, (family, by_column) in results.items()),
-        key=lambda row: (FAMILIES.index(row.family), row.dataset),
-    )
-    families = [_family_row(family, [row for row in rows if row.family == family], pairs) for family in FAMILIES]
+    sets = _collect(scores)
+    found = dict.fromkeys(item.model for item in scores if item.protocols)
+    order = [arm for arm in dict.fromkeys((*(arms or (baseline, candidate)), *found)) if arm in found]
+    present = {column for each in sets for column in each.scores}
+    protocols = sorted_protocols(present)
+    columns = [column_of(arm, protocol) for protocol in protocols for arm in order]
+    columns = [column for column in columns if column in present]
+    compared, best_arms = _references(sets, references, order, (baseline, candidate, cost_baseline), protocols)
+    pairs = compared_pairs((*columns, *best_arms), candidate, (baseline, cost_baseline), compared)
+    rows = [_row(each, columns, pairs) for each in sets]
+    by_family = {family: [each for each in sets if each.family == family] for family in FAMILIES}
+    families = [_family_row(family, members, columns, pairs) for family, members in by_family.items() if members]
+    errors = [each.errors for each in sets]
     overall = {
-        name: _reduce(rows, *pair).model_copy(update={"reduction_of_mean": None}) for name, pair in pairs.items()
+        name: reduce_errors(errors, *pair).model_copy(update={"reduction_of_mean": None})
+        for name, pair in pairs.items()
     }
     return BenchmarkTable(
         baseline=baseline,
         candidate=candidate,
-        columns=columns,
+        columns=tuple(columns),
         comparisons=tuple(pairs),
-        families=tuple(row for row in families if row.num_sets),
+        families=tuple(families),
         rows=tuple(rows),
         overall=overall,
         costs=dict(costs or {}),
+        arms=tuple(order),
+        best_arms=best_arms,
     )
 
 
-def render_text(table: BenchmarkTable, width: int = 132) -> str:
-    """The table as plain text without escape sequences, ``width`` characters wide at most; ends with a newline."""
-    from io import StringIO
-
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=StringIO(), width=width, color_system=None, highlight=False)
-    grid = Table(box=SIMPLE_HEAD, title="error in %, lower is better", title_justify="left")
-    grid.add_column("family / dataset")
-    for name in (*table.columns, *table.comparisons):
-        grid.add_column(name, justify="right")
-    for family in table.families:
-        grid.add_row(family_label(family), *_family_cells(table, family))
-    grid.add_section()
-    for row in table.rows:
-        errors = [format_number(row.errors.get(column)) for column in table.columns]
-        grid.add_row(row.dataset, *errors, *(format_signed(row.reductions.get(name)) for name in table.comparisons))
-    console.print(grid)
-    for line in summary_lines(table):
-        console.print(line, markup=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
-
-
-def summary_lines(table: BenchmarkTable) -> list[str]:
-    """What stands below the table: how to read it, wins by comparison and the cost of each arm."""
-    lines = ["Reductions are relative, in %; family rows: mean of the sets' reductions / reduction of the mean error."]
-    for name, total in table.overall.items():
-        ties = f", ties on {total.num_ties}" if total.num_ties else ""
-        lines.append(f"{name}: lower error on {total.num_wins} of {total.num_sets} sets{ties}")
-    for model, cost in table.costs.items():
-        lines.append(f"{model}: {cost.image_passes:,.0f} image passes and {cost.cpu_s:,.0f} CPU-s of pre-training")
-    return lines
-
-
-def family_label(family: FamilyRow) -> str:
-    """The family's name with its number of sets and what limits its mean."""
-    marks = [f"{family.num_sets} set{'s' if family.num_sets > 1 else ''}"]
-    marks += ["thin"] if family.thin else []
-    marks += ["incomplete"] if family.incomplete else []
-    return f"{family.family} ({', '.join(marks)})"
-
-
-def format_number(value: float | None) -> str:
-    """One decimal, or ``-`` where there is no value."""
-    return "-" if value is None else f"{value:.1f}"
-
-
-def format_signed(value: float | None) -> str:
-    """One decimal with its sign, or ``-`` where there is no value."""
-    return "-" if value is None else f"{value:+.1f}"
-
-
-def _family_cells(table: BenchmarkTable, family: FamilyRow) -> list[str]:
-    cells = [format_number(family.errors.get(column)) for column in table.columns]
-    for name in table.comparisons:
-        both = family.reductions.get(name)
-        text = (
-            "-"
-            if both is None
-            else f"{format_signed(both.mean_of_reductions)} / {format_signed(both.reduction_of_mean)}"
-        )
-        cells.append(text)
-    return cells
-
-
-def _column(model: str, protocol: str) -> str:
-    return f"{model}@{protocol}"
-
-
-def _is_percentage(name: str) -> bool:
-    try:
-        return 0 < float(name) <= 100
-    except ValueError:
-        return False
-
-
-def _pairs(protocols: Sequence[str], present: set[str], baseline: str, candidate: str) -> dict[str, tuple[str, str]]:
-    """Each protocol against itself, and after the first the candidate's fewest labels against the baseline's most."""
-    compared = [(protocol, protocol) for protocol in protocols]
-    if len(protocols) > 1:
-        compared.insert(1, (protocols[0], protocols[-1]))
-    columns = [(_column(candidate, ours), _column(baseline, theirs)) for ours, theirs in compared]
-    return {f"{ours} vs {theirs}": (ours, theirs) for ours, theirs in columns if {ours, theirs} <= present}
-
-
-def _collect(scores: Iterable[Scores], models: Sequence[str]) -> dict[str, tuple[Family, dict[str, ProtocolScore]]]:
-    results: dict[str, tuple[Family, dict[str, ProtocolScore]]] = {}
+def _collect(scores: Iterable[Scores]) -> list[_Set]:
+    """Sets by family and name."""
+    sets: dict[str, _Set] = {}
     for item in scores:
-        if item.model not in models:
-            continue
-        family, columns = results.setdefault(item.dataset, (item.family, {}))
-        if family != item.family:
-            raise DataError(f"scores: dataset {item.dataset} is {family} in one entry and {item.family} in another")
+        found = sets.setdefault(item.dataset, _Set(item.dataset, item.family, {}))
+        if found.family != item.family:
+            raise DataError(
+                f"scores: dataset {item.dataset} is {found.family} in one entry and {item.family} in another"
+            )
         for protocol, score in item.protocols.items():
-            column = _column(item.model, protocol)
-            if column in columns:
+            column = column_of(item.model, protocol)
+            if column in found.scores:
                 raise DataError(f"scores: {column} on {item.dataset} is given twice; keep one of them")
-            columns[column] = score
-    return {dataset: result for dataset, result in results.items() if result[1]}
+            found.scores[column] = score
+    scored = [each for each in sets.values() if each.scores]
+    return sorted(scored, key=lambda each: (FAMILIES.index(each.family), each.dataset))
 
 
-def _row(
-    dataset: str,
-    family: Family,
-    by_column: dict[str, ProtocolScore],
-    columns: Sequence[str],
-    pairs: Mapping[str, tuple[str, str]],
-) -> TableRow:
-    def each(read: Any) -> dict[str, Any]:
-        return {column: read(by_column[column]) for column in columns if column in by_column}
+def _references(
+    sets: Sequence[_Set],
+    references: Sequence[str],
+    arms: Sequence[str],
+    excluded: Sequence[str],
+    protocols: Sequence[str],
+) -> tuple[list[str], dict[str, dict[Family, str]]]:
+    """Arms to compare with; where a pattern has several, the scores of the best are added to ``sets`` as a column."""
+    names: list[str] = []
+    best_arms: dict[str, dict[Family, str]] = {}
+    for pattern in references:
+        matches = matching_arms(pattern, arms, excluded)
+        if len(matches) < 2:
+            names += matches
+            continue
+        names.append(f"best {pattern}")
+        for protocol in protocols:
+            column = column_of(names[-1], protocol)
+            for family in dict.fromkeys(each.family for each in sets):
+                members = [each for each in sets if each.family == family]
+                best = _best_arm(members, matches, protocol)
+                if best is None:
+                    continue
+                best_arms.setdefault(column, {})[family] = best
+                for each in members:
+                    if (score := each.scores.get(column_of(best, protocol))) is not None:
+                        each.scores[column] = score
+    return list(dict.fromkeys(names)), best_arms
 
-    errors = each(lambda score: 100 * score.error)
+
+def _best_arm(members: Sequence[_Set], arms: Sequence[str], protocol: str) -> str | None:
+    """The arm with the lowest mean error among those scored on the most sets; ``None`` where none is scored."""
+    ranked = []
+    for arm in arms:
+        errors = [each.errors[column] for each in members if (column := column_of(arm, protocol)) in each.scores]
+        if errors:
+            ranked.append((-len(errors), mean(errors), arm))
+    return min(ranked)[2] if ranked else None
+
+
+def _row(each: _Set, columns: Sequence[str], pairs: Mapping[str, tuple[str, str]]) -> TableRow:
+    def by_column(read: Any) -> dict[str, Any]:
+        return {column: read(each.scores[column]) for column in columns if column in each.scores}
+
+    all_errors = each.errors
+    intervals = {}
+    if each.family in PROPORTION_FAMILIES:
+        for column in columns:
+            score = each.scores.get(column)
+            if score is not None and score.num_test and score.error <= 1:
+                low, high = wilson_interval(score.error, score.num_test)
+                intervals[column] = (100 * low, 100 * high)
     return TableRow(
-        dataset=dataset,
-        family=family,
-        errors=errors,
+        dataset=each.dataset,
+        family=each.family,
+        errors=by_column(lambda score: 100 * score.error),
         reductions={
-            name: relative_reduction(errors[ours], errors[theirs])
+            name: relative_reduction(all_errors[ours], all_errors[theirs])
             for name, (ours, theirs) in pairs.items()
-            if ours in errors and theirs in errors
+            if ours in all_errors and theirs in all_errors
         },
-        num_train=each(lambda score: score.num_train),
-        num_test=each(lambda score: score.num_test),
-        methods=each(lambda score: score.method),
+        num_train=by_column(lambda score: score.num_train),
+        num_test=by_column(lambda score: score.num_test),
+        methods=by_column(lambda score: score.method),
+        intervals=intervals,
     )
 
 
-def _family_row(family: Family, rows: Sequence[TableRow], pairs: Mapping[str, tuple[str, str]]) -> FamilyRow:
-    columns = list(dict.fromkeys(column for row in rows for column in row.errors))
-    reductions = {name: _reduce(rows, *pair) for name, pair in pairs.items()}
+def _family_row(
+    family: Family, sets: Sequence[_Set], columns: Sequence[str], pairs: Mapping[str, tuple[str, str]]
+) -> FamilyRow:
+    errors = [each.errors for each in sets]
+    reductions = {name: reduce_errors(errors, *pair) for name, pair in pairs.items()}
+    by_column = {column: [row[column] for row in errors if column in row] for column in columns}
+    scored = {column: values for column, values in by_column.items() if values}
     return FamilyRow(
         family=family,
-        num_sets=len(rows),
-        thin=len(rows) <= MAX_THIN_SETS,
-        incomplete=any(len(row.errors) < len(columns) for row in rows),
-        errors={column: _mean([row.errors[column] for row in rows if column in row.errors]) for column in columns},
+        num_sets=len(sets),
+        thin=len(sets) <= MAX_THIN_SETS,
+        incomplete=any(len(values) < len(sets) for values in scored.values()),
+        errors={column: mean(values) for column, values in scored.items()},
         reductions={name: reduction for name, reduction in reductions.items() if reduction.num_sets},
+        num_scored={column: len(values) for column, values in scored.items()},
     )
-
-
-def _reduce(rows: Sequence[TableRow], ours: str, theirs: str) -> Reduction:
-    pairs = [(row.errors[ours], row.errors[theirs]) for row in rows if ours in row.errors and theirs in row.errors]
-    defined = [value for pair in pairs if (value := relative_reduction(*pair)) is not None]
-    means = [_mean(errors) for errors in zip(*pairs, strict=True)]
-    return Reduction(
-        mean_of_reductions=_mean(defined) if defined else None,
-        reduction_of_mean=relative_reduction(*means) if means else None,
-        num_sets=len(pairs),
-        num_wins=sum(error < baseline for error, baseline in pairs),
-        num_ties=sum(error == baseline for error, baseline in pairs),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -9,12 +9,18 @@ from pathlib import Path
 from pydantic import Field
 
 from intern_vision import config as base
-from intern_vision.bench.report import Curve, Examples, Picture, ReportContent, build_report, format_time
-from intern_vision.bench.table import SCORES_FILE, ArmCost, BenchmarkTable, Scores, build_table, render_text
+from intern_vision.bench.charts import Curve
+from intern_vision.bench.comparisons import sorted_protocols, split_column, split_comparison
+from intern_vision.bench.report import Examples, FactSheet, GeneralistCandidate, Picture, ReportContent, build_report
+from intern_vision.bench.table import SCORES_FILE, ArmCost, BenchmarkTable, Scores, build_table
+from intern_vision.bench.table_text import render_text
+from intern_vision.bench.timeline import format_time
 from intern_vision.errors import DataError
 from intern_vision.lineage import Lineage, render_svg, trace
 from intern_vision.ref import Ref
-from intern_vision.stages.base import Inputs, Record, StageContext, flatten, read_record
+from intern_vision.stages.base import Inputs, Record, StageContext, flatten
+from intern_vision.stages.search import PICTURE_FILE, TRIALS_FILE
+from intern_vision.stages.select import CANDIDATES_FILE
 from intern_vision.store import Store, join_uri
 from intern_vision.train.launch import HISTORY_FILE
 
@@ -22,10 +28,13 @@ REPORT_FILE = "report.html"
 TABLE_FILE = "table.json"
 TEXT_FILE = "table.txt"
 REGISTERED_FILE = "registered.json"
-# What pre-training an arm takes; adaptation and scoring cost both arms the same.
-TRAINING_STAGES = ("amateur", "expert", "generalist")
+# What pre-training an arm takes; adaptation and scoring cost every arm the same.
+TRAINING_STAGES = ("amateur", "amateur_local", "expert", "generalist")
+SEARCH_STAGE, SELECT_STAGE, DENSE_AMATEUR_STAGE = "search", "select", "amateur_local"
 LIMITS = (
-    "Each number comes from one run with one seed; differences of a few percent may be chance.",
+    "Each number comes from one run with one seed; differences of a few percent may be chance. The command "
+    "intern table joins runs with other seeds.",
+    "The 95 % intervals cover the draw of the test images alone, not the training seed or the draw of the labels.",
     "The made world stands in for GV-B's 26 datasets: it shows that the method and the code work, and its figures "
     "do not carry over to photographs.",
     "The mean of a family with one or two sets is little more than those sets.",
@@ -41,6 +50,11 @@ class Config(base.Config):
         title: heading.
         baseline: the arm compared with, as named in the scores.
         candidate: the arm under test.
+        arms: order of display; arms not named follow as found. Empty: baseline and candidate first.
+        references: further arms that the candidate is compared with at equal labels, those of them that were scored;
+            a pattern such as ``expert*`` stands for the best of its arms in each family.
+        cost_baseline: the baseline trained for as many processor seconds as the candidate; compared like the baseline
+            where it was scored.
         num_examples: samples drawn a dataset.
         preset: name of the run's preset; left out where empty.
         hardware: what the run ran on; empty describes the machine of the report stage.
@@ -50,6 +64,9 @@ class Config(base.Config):
     title: str = "INTERN benchmark"
     baseline: str = "clip"
     candidate: str = "intern"
+    arms: tuple[str, ...] = ()
+    references: tuple[str, ...] = ("expert*", "joint-scratch")
+    cost_baseline: str = "clip-cpu"
     num_examples: int = Field(default=8, ge=1)
     preset: str = ""
     hardware: str = ""
@@ -57,32 +74,43 @@ class Config(base.Config):
 
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
-    """Reads the inputs ``scores``, ``data`` and ``registered`` and writes page and tables.
+    """Reads the inputs ``scores``, ``data``, ``registered`` and ``selected`` and writes page and tables.
 
     Raises:
         DataError: no scores of either arm, or an input that cannot be read.
     """
     store = context.store
-    lineages = {ref.uri: trace(store, ref.uri) for refs in inputs.values() for ref in refs}
-    records = _records(store, lineages.values())
+    read: dict[str, Record] = {}
+    lineages = {ref.uri: trace(store, ref.uri, read) for refs in inputs.values() for ref in refs}
+    records = dict(sorted(read.items()))
     scores = {ref.uri: _scores(store, ref) for ref in inputs.many("scores")}
-    arms = {
-        model: [lineages[uri] for uri, item in scores.items() if item.model == model]
-        for model in (config.baseline, config.candidate)
-    }
-    costs = {model: arm_cost(traced, records) for model, traced in arms.items() if traced}
-    table = build_table(scores.values(), baseline=config.baseline, candidate=config.candidate, costs=costs)
-    context.progress.say(f"{len(records)} records, {len(table.rows)} datasets")
+    chosen = {uri: _candidates(store, record) for uri, record in records.items() if record.stage == SELECT_STAGE}
+    arms: dict[str, list[Lineage]] = {}
+    for uri, item in scores.items():
+        arms.setdefault(item.model, []).append(lineages[uri])
+    table = build_table(
+        scores.values(),
+        baseline=config.baseline,
+        candidate=config.candidate,
+        costs={model: arm_cost(traced, records, _chosen_uris(chosen)) for model, traced in arms.items()},
+        arms=config.arms,
+        references=config.references,
+        cost_baseline=config.cost_baseline,
+    )
+    context.progress.say(f"{len(records)} records, {len(table.arms)} arms, {len(table.rows)} datasets")
     page = build_report(
         ReportContent(
             title=config.title,
             table=table,
             summary=_summary(config, records.values()),
             records=tuple(records.values()),
+            candidates=[candidate for _, candidate in _selection(chosen, inputs.optional("selected"))],
+            searches=_searches(store, records.values()),
+            dense_amateurs=_dense_amateurs(records.values()),
             data=[_sample_grid(context, ref, config.num_examples) for ref in inputs.many("data")],
             curves=_curves(store, records.values()),
             examples=_examples(store, scores, records, table),
-            lineages=_graphs(store, arms[config.candidate]),
+            lineages=_graphs(store, arms.get(config.candidate, []), records),
             registered=_registered(store, inputs.optional("registered")),
             limits=config.limits,
         )
@@ -94,9 +122,28 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     return context.commit("report", "report")
 
 
-def arm_cost(traced: Iterable[Lineage], records: Mapping[str, Record]) -> ArmCost:
-    """The sum over the training stages that an arm's outputs come from, each counted once."""
-    uris = {uri for lineage in traced for uri, node in lineage.nodes.items() if node.stage in TRAINING_STAGES}
+def arm_cost(
+    traced: Iterable[Lineage], records: Mapping[str, Record], chosen: Mapping[str, str] | None = None
+) -> ArmCost:
+    """The sum over the training stages that an arm's outputs come from, each counted once.
+
+    Args:
+        traced: lineage of each output.
+        records: every record of these lineages by address.
+        chosen: for the address of a selection that of the candidate it took; what the others were made from is not
+            part of the arm.
+    """
+    chosen = chosen or {}
+    uris: set[str] = set()
+    for lineage in traced:
+        waiting, seen = [lineage.uri], set()
+        while waiting:
+            uri = waiting.pop()
+            if uri in seen:
+                continue
+            seen.add(uri)
+            waiting += (chosen[uri],) if uri in chosen else lineage.parents(uri)
+        uris |= {uri for uri in seen if uri in records and records[uri].stage in TRAINING_STAGES}
     made = [records[uri] for uri in sorted(uris)]
     return ArmCost(
         image_passes=sum(float(record.facts.get("image_passes", 0)) for record in made),
@@ -106,16 +153,18 @@ def arm_cost(traced: Iterable[Lineage], records: Mapping[str, Record]) -> ArmCos
 
 
 def table_facts(table: BenchmarkTable) -> dict[str, float | int]:
-    """Family means by name: ``error/<family>/<model>/<protocol>`` as a fraction, reductions in percent, wins."""
+    """Family means by name: ``error/<family>/<model>/<protocol>`` as a fraction, reductions in percent, wins.
+
+    Reductions and wins are named by their two protocols, with the other arm between them where it is not the baseline.
+    """
     facts: dict[str, float | int] = {}
     for row in table.families:
         for column, error in row.errors.items():
-            model, _, protocol = column.rpartition("@")
-            facts[f"error/{row.family}/{model}/{protocol}"] = error / 100
+            facts["/".join(("error", row.family, *split_column(column)))] = error / 100
         for name, reduction in row.reductions.items():
             if reduction.mean_of_reductions is not None:
-                facts[f"reduction/{row.family}/{_protocols(name)}"] = reduction.mean_of_reductions
-    return facts | {f"wins/{_protocols(name)}": total.num_wins for name, total in table.overall.items()}
+                facts[f"reduction/{row.family}/{_sides(name, table)}"] = reduction.mean_of_reductions
+    return facts | {f"wins/{_sides(name, table)}": total.num_wins for name, total in table.overall.items()}
 
 
 def read_curve(store: Store, record: Record) -> Curve | None:
@@ -154,14 +203,67 @@ def _curves(store: Store, records: Iterable[Record]) -> list[Curve]:
     return [curve for record in trained if (curve := read_curve(store, record))]
 
 
-def _records(store: Store, lineages: Iterable[Lineage]) -> dict[str, Record]:
-    uris = {uri for lineage in lineages for uri, node in lineage.nodes.items() if node.kind != "missing"}
-    return {uri: read_record(store, uri) for uri in sorted(uris)}
-
-
 def _scores(store: Store, ref: Ref) -> Scores:
     uri = join_uri(ref.uri, SCORES_FILE)
     return Scores.from_json(store.read(uri).decode(), at=uri)
+
+
+def _candidates(store: Store, record: Record) -> list[tuple[str, GeneralistCandidate]]:
+    """Addresses and facts of the models that a selection chose from."""
+    uri = join_uri(record.ref.uri, CANDIDATES_FILE)
+    try:
+        return [
+            (
+                str(row["uri"]),
+                GeneralistCandidate(
+                    name=str(row["name"]),
+                    errors={family: float(error) for family, error in row["errors"].items()},
+                    score=float(row["score"]),
+                    num_parameters=int(row["num_parameters"]),
+                    num_macs=int(row["num_macs"]),
+                    image_passes=float(row["image_passes"]),
+                    cpu_s=float(row["cpu_s"]),
+                    chosen=bool(row["chosen"]),
+                ),
+            )
+            for row in json.loads(store.read(uri))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{uri}: expected a JSON list of candidates with errors, score and costs: {error!r}") from error
+
+
+def _chosen_uris(selections: Mapping[str, Sequence[tuple[str, GeneralistCandidate]]]) -> dict[str, str]:
+    """For each selection the address of what it took."""
+    return {uri: made for uri, rows in selections.items() for made, candidate in rows if candidate.chosen}
+
+
+def _selection(
+    selections: Mapping[str, Sequence[tuple[str, GeneralistCandidate]]], selected: Ref | None
+) -> Sequence[tuple[str, GeneralistCandidate]]:
+    """The selection given as an input, else the first that a result came from."""
+    if selected is not None and selected.uri in selections:
+        return selections[selected.uri]
+    return next(iter(selections.values()), [])
+
+
+def _searches(store: Store, records: Iterable[Record]) -> list[FactSheet]:
+    """Concluded architecture searches that left a picture or their trials."""
+    sheets = []
+    for record in records:
+        if record.stage != SEARCH_STAGE or not {PICTURE_FILE, TRIALS_FILE} & set(record.files):
+            continue
+        png = store.read(join_uri(record.ref.uri, PICTURE_FILE)) if PICTURE_FILE in record.files else b""
+        facts: dict[str, float | int | str] = {}
+        if TRIALS_FILE in record.files:
+            facts["num_trials"] = len(json.loads(store.read(join_uri(record.ref.uri, TRIALS_FILE))))
+        sheets.append(FactSheet(title=record.ref.name, facts=facts | record.facts, png=png))
+    return sheets
+
+
+def _dense_amateurs(records: Iterable[Record]) -> list[FactSheet]:
+    """What each continuation of an amateur on dense signals recorded."""
+    found = [record for record in records if record.stage == DENSE_AMATEUR_STAGE]
+    return [FactSheet(title=record.ref.name, facts=record.facts) for record in found]
 
 
 def _summary(config: Config, records: Iterable[Record]) -> dict[str, str]:
@@ -209,7 +311,7 @@ def _examples(
     found = []
     for row in table.rows:
         # The fewest labels: what the first comparison of the table is about.
-        protocol = min((column.rpartition("@")[2] for column in row.errors), key=float)
+        protocol = sorted_protocols(row.errors)[0]
         name = f"examples-{protocol}.png"
         pictures = {
             model: store.read(join_uri(uri, name))
@@ -222,13 +324,14 @@ def _examples(
     return found
 
 
-def _graphs(store: Store, traced: Sequence[Lineage]) -> list[tuple[str, str]]:
-    """The generalist's graph and that of one model adapted from it."""
+def _graphs(store: Store, traced: Sequence[Lineage], records: dict[str, Record]) -> list[tuple[str, str]]:
+    """The graph of the generalist, with the candidates it was chosen from, and that of one model adapted from it."""
     graphs = []
-    for stage, title in (("generalist", "the generalist"), ("adapt", "one adapted model")):
-        nodes = [node for lineage in traced for node in lineage.nodes.values() if node.stage == stage]
-        if nodes:
-            graphs.append((f"{nodes[0].name}: {title}", render_svg(trace(store, nodes[0].uri))))
+    nodes = [node for lineage in traced for node in lineage.nodes.values()]
+    for stages, title in (((SELECT_STAGE, "generalist"), "the generalist"), (("adapt",), "one adapted model")):
+        found = sorted((node for node in nodes if node.stage in stages), key=lambda node: stages.index(node.stage))
+        if found:
+            graphs.append((f"{found[0].name}: {title}", render_svg(trace(store, found[0].uri, records))))
     return graphs
 
 
@@ -243,9 +346,9 @@ def _registered(store: Store, ref: Ref | None) -> list[dict[str, str]]:
     return rows
 
 
-def _protocols(comparison: str) -> str:
-    ours, theirs = comparison.split(" vs ")
-    return f"{ours.rpartition('@')[2]}_vs_{theirs.rpartition('@')[2]}"
+def _sides(comparison: str, table: BenchmarkTable) -> str:
+    (_, ours), (arm, theirs) = map(split_column, split_comparison(comparison))
+    return f"{ours}_vs_{theirs}" if arm == table.baseline else f"{ours}_vs_{arm}_{theirs}"
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
