@@ -1,6 +1,6 @@
-"""Down-A on one dataset, with its test scores, as a component."""
+"""Down-A of one model to one dataset, with its test scores, as a component."""
 
-from kfp.dsl import Artifact, Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Input, Model, Output
 
 from intern_components.base import component
 
@@ -9,10 +9,9 @@ from intern_components.base import component
 def adapt(
     preset: str,
     overrides: str,
-    dataset: str,
-    arm: str,
-    model: Input[Model],
-    data: Input[Dataset],
+    case: str,
+    models: Input[Artifact],
+    datasets: Input[Artifact],
     result: Output[Model],
     scores: Output[Artifact],
 ):
@@ -21,13 +20,12 @@ def adapt(
     Args:
         preset: Name of the run's preset.
         overrides: JSON object of changes to the preset; empty for none.
-        dataset: Name of the downstream set.
-        arm: ``intern`` or ``clip``.
-        model: The upstream weights.
-        data: The downstream dataset.
+        case: Dataset and model as ``DATASET/ARM``.
+        models: Ref or list of Refs of the upstream models.
+        datasets: Ref or list of Refs of the downstream datasets.
         result: Ref of the adapted model.
         scores: Ref of its scores.
     """
     from intern_vision.steps import adapt_and_evaluate
 
-    adapt_and_evaluate(preset, overrides, dataset, arm, model.path, data.path, result.path, scores.path)
+    adapt_and_evaluate(preset, overrides, case, models.path, datasets.path, result.path, scores.path)

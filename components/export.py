@@ -15,6 +15,7 @@ def export(
     scores: Input[List[Artifact]],
     result: Output[Artifact],
     generalist: Optional[Input[Model]] = None,
+    arm: str = "",
 ):
     """Registers the models in MLflow.
 
@@ -25,8 +26,9 @@ def export(
         scores: Their scores.
         result: Ref of the list of registered versions.
         generalist: The generalist's weights; left out where they are registered already.
+        arm: Registers only the adapted models of this arm; empty for all.
     """
     from intern_vision.steps import paths, run_step
 
     inputs = {"generalist": paths(generalist), "adapted": paths(adapted), "scores": paths(scores)}
-    run_step("export", preset, overrides, inputs=inputs, output=result.path)
+    run_step("export", preset, overrides, model=arm, inputs=inputs, output=result.path)

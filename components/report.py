@@ -2,7 +2,7 @@
 
 from typing import List, Optional
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
 
 from intern_components.base import component
 
@@ -17,7 +17,7 @@ def report(
     result: Output[Artifact],
     page: Output[HTML],
     upstream: Optional[Input[Dataset]] = None,
-    baseline_scores: Optional[Input[List[Artifact]]] = None,
+    selected: Optional[Input[Model]] = None,
 ):
     """Writes the run's report.
 
@@ -25,15 +25,15 @@ def report(
         preset: Name of the run's preset.
         overrides: JSON object of changes to the preset; empty for none.
         downstream: The downstream datasets.
-        scores: INTERN's scores.
+        scores: Every arm's scores.
         registered: The registered versions.
         result: Ref of the report.
         page: The report itself.
         upstream: The upstream dataset.
-        baseline_scores: The baseline's scores.
+        selected: The chosen generalist.
     """
     from intern_vision.steps import paths, write_report
 
-    inputs = {"data": paths(upstream) + paths(downstream), "scores": paths(scores) + paths(baseline_scores)}
-    inputs |= {"registered": paths(registered)}
+    inputs = {"data": paths(upstream) + paths(downstream), "scores": paths(scores)}
+    inputs |= {"registered": paths(registered), "selected": paths(selected)}
     write_report(preset, overrides, inputs, result.path, page.path)

@@ -1,6 +1,6 @@
-"""Every upstream training stage as one component: amateur, baseline, expert and generalist."""
+"""Every upstream training stage as one component."""
 
-from typing import List, Optional
+from typing import Optional
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
@@ -9,7 +9,7 @@ from intern_components.base import component
 
 @component
 def train(
-    stage: str,
+    use: str,
     preset: str,
     overrides: str,
     data: Input[Dataset],
@@ -17,22 +17,24 @@ def train(
     item: str = "",
     genotype: Optional[Input[Artifact]] = None,
     amateur: Optional[Input[Model]] = None,
-    experts: Optional[Input[List[Model]]] = None,
+    amateur_local: Optional[Input[Model]] = None,
+    experts: Optional[Input[Artifact]] = None,
 ):
     """Trains an upstream model with DeepSpeed.
 
     Args:
-        stage: ``amateur``, ``clip``, ``expert`` or ``generalist``.
+        use: ``amateur``, ``amateur_local``, ``expert``, ``generalist`` or ``other``.
         preset: Name of the run's preset.
         overrides: JSON object of changes to the preset; empty for none.
         data: The upstream dataset.
         result: Ref of the weights.
-        item: The expert's task family.
-        genotype: The backbone to train, for ``amateur`` and ``clip``.
-        amateur: Weights to start from, for ``expert`` and ``generalist``.
-        experts: Weights to join or distil, for ``generalist``.
+        item: The expert's task family, or the name of the generalist or other model.
+        genotype: The backbone of models that start from nothing.
+        amateur: Up-A-G's weights.
+        amateur_local: Up-A-L's weights.
+        experts: List of the experts' Refs.
     """
-    from intern_vision.steps import paths, run_step
+    from intern_vision.steps import train_step
 
-    inputs = {"data": paths(data), "genotype": paths(genotype), "amateur": paths(amateur), "experts": paths(experts)}
-    run_step(stage, preset, overrides, item=item, inputs=inputs, output=result.path)
+    inputs = dict(data=data, genotype=genotype, experts=experts, amateur=amateur, amateur_local=amateur_local)
+    train_step(use, preset, overrides, item, inputs, result.path)

@@ -11,7 +11,7 @@ from intern_components.find import find
 from intern_components.prepare import prepare
 from intern_components.report import report
 from intern_pipelines.platform import step
-from intern_vision.presets import CANDIDATE
+from intern_vision.run_config import CANDIDATE
 
 DEFAULT_MODEL = "models:/intern-generalist@candidate"
 
@@ -35,10 +35,9 @@ def adapt(
         adapted = adapt_component(
             preset=preset,
             overrides=overrides,
-            dataset=dataset,
-            arm=arm,
-            model=found.outputs["result"],
-            data=data.outputs["result"],
+            case=f"{dataset}/{arm}",
+            models=found.outputs["result"],
+            datasets=data.outputs["result"],
         )
         step(adapted, "adapt", trains=True)
     registered = export(

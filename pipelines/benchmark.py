@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML
 
 from intern_pipelines.adapt import DEFAULT_MODEL, adapt
-from intern_vision.presets import CANDIDATE, DOWNSTREAM_SETS
+from intern_vision.run_config import CANDIDATE, DOWNSTREAM_SETS
 
 
 @dsl.pipeline(name="intern-benchmark", display_name="INTERN benchmark")

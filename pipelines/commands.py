@@ -20,6 +20,8 @@ Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded servers r
 Ranks = Annotated[int, typer.Option("--num-ranks", min=1, help="Training processes.")]
 DEFAULT_RANKS = min(2, os.cpu_count() or 1)
 DEFAULT_MODEL = "models:/intern-generalist@candidate"
+LONGEST_TABLE = 80
+"""Lines of a table that are printed whole."""
 RESERVED_NAMES = ("upstream", "generalist")
 """The upstream dataset, and what an adapted model must not be registered as."""
 
@@ -49,7 +51,7 @@ def run(
         config = resolve(preset, override)
         if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
             raise ConfigError(f"--name: expected up to 63 letters, digits, dots, dashes or underscores, got {name!r}")
-        arguments = {"preset": preset, "overrides": override, "downstream_sets": list(config.downstream_sets)}
+        arguments = {"preset": preset, "overrides": override}
         _execute("intern", name or preset, arguments, config.to_dict(), state_dir, num_ranks, resume, keep, as_json)
 
 
@@ -134,7 +136,7 @@ def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
     report, table, text = files
     names = [f"{model['name']}@{model['alias']}" for model in registered]
     state = "" if str(local_run.state_dir) == str(DEFAULT_STATE) else f" --state-dir {local_run.state_dir}"
-    lines = [text.read_text().rstrip(), "", f"report     {report}"]
+    lines = [_printable(text), "", f"report     {report}"]
     lines.append(f"models     {', '.join(names) or 'none registered'}")
     lines.append(f"MLflow     {local_run.servers.mlflow_uri if keep else f'intern up{state} shows its address'}")
     if names:
@@ -142,6 +144,17 @@ def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
         lines.append(f"           intern lineage {names[0]}{state}")
     value = {"report": str(report), "table": json.loads(table.read_text()), "models": registered}
     return value, lines
+
+
+def _printable(path: Path) -> str:
+    """The table's text; of a long one the family means, and where the rest is."""
+    from intern_vision.bench.table_text import SETS_HEADING
+
+    text = path.read_text().rstrip()
+    means, cut, _ = text.partition(SETS_HEADING)
+    if not cut or len(text.splitlines()) <= LONGEST_TABLE:
+        return text
+    return f"{means.rstrip()}\n\nthe table by set: {path}"
 
 
 def _dataset_name(text: str) -> str:

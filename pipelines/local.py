@@ -13,6 +13,7 @@ from typing import Any
 
 PIPELINES = {
     "data": "data",
+    "search": "search",
     "pretrain": "pretrain",
     "adapt": "adapt",
     "benchmark": "benchmark",

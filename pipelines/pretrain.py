@@ -1,68 +1,66 @@
-"""The pretrain pipeline: search, amateur, experts and generalist, and the baseline beside them."""
+"""The pretrain pipeline: search, amateur, experts and generalists, and the models they are compared with."""
 
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model
+from kfp.dsl import Artifact, Dataset, Input, Model
 
+from intern_components.choices import choices
+from intern_components.gather import gather
 from intern_components.prepare import prepare
 from intern_components.search import search
+from intern_components.select import select
 from intern_components.train import train
 from intern_pipelines.platform import step
 
-FAMILIES = ["multilabel", "detect", "segment", "depth"]
-
 
 class Pretrained(NamedTuple):
-    """What pretraining gives."""
+    """What pretraining gives: the chosen generalist, and the list of all models."""
 
-    clip: Model
-    amateur: Model
     generalist: Model
+    models: Artifact
 
 
 @dsl.pipeline(name="intern-upstream", display_name="INTERN upstream stages")
 def upstream_stages(preset: str, overrides: str, data: Input[Dataset]) -> Pretrained:
-    """GV-A, Up-A, Up-E and Up-G on one upstream dataset, and the baseline with as many image passes.
+    """GV-A, Up-A, Up-E and Up-G on one upstream dataset, and the models they are compared with.
 
     Args:
         preset: Name of the run's preset.
         overrides: JSON object of changes to the preset; empty for none.
         data: The upstream dataset.
     """
-    found = step(search(preset=preset, overrides=overrides, data=data), "search", trains=True)
+    run = {"preset": preset, "overrides": overrides}
+    found = step(search(data=data, **run), "search", trains=True)
     genotype = found.outputs["result"]
-    amateur = train(stage="amateur", preset=preset, overrides=overrides, data=data, genotype=genotype)
-    step(amateur, "amateur", trains=True)
-    with dsl.ParallelFor(FAMILIES, name="experts") as family:
-        expert = train(
-            stage="expert",
-            preset=preset,
-            overrides=overrides,
-            data=data,
-            item=family,
-            amateur=amateur.outputs["result"],
-        )
-        step(expert, "expert", trains=True)
-    generalist = train(
-        stage="generalist",
-        preset=preset,
-        overrides=overrides,
-        data=data,
-        amateur=amateur.outputs["result"],
-        experts=dsl.Collected(expert.outputs["result"]),
+    amateur = step(train(use="amateur", data=data, genotype=genotype, **run), "amateur", trains=True)
+    local = train(use="amateur_local", data=data, amateur=amateur.outputs["result"], **run)
+    step(local, "amateur local", trains=True)
+    amateurs = {"amateur": amateur.outputs["result"], "amateur_local": local.outputs["result"]}
+    with dsl.ParallelFor(step(choices(what="experts", **run), "experts").output, name="experts") as family:
+        expert = step(train(use="expert", item=family, data=data, **amateurs, **run), "expert", trains=True)
+    experts = step(gather(items=dsl.Collected(expert.outputs["result"])), "gather experts").outputs["result"]
+    with dsl.ParallelFor(step(choices(what="generalists", **run), "generalists").output, name="generalists") as name:
+        candidate = train(use="generalist", item=name, data=data, experts=experts, **amateurs, **run)
+        step(candidate, "generalist", trains=True)
+    with dsl.ParallelFor(step(choices(what="others", **run), "other models").output, name="other-models") as name:
+        other = step(train(use="other", item=name, data=data, genotype=genotype, **run), "other model", trains=True)
+    rest = gather(
+        items=dsl.Collected(other.outputs["result"]),
+        first=amateurs["amateur"],
+        second=amateurs["amateur_local"],
+        third=experts,
     )
-    step(generalist, "generalist", trains=True)
-    clip = train(stage="clip", preset=preset, overrides=overrides, data=data, genotype=genotype)
-    step(clip, "clip baseline", trains=True)
-    return Pretrained(
-        clip=clip.outputs["result"], amateur=amateur.outputs["result"], generalist=generalist.outputs["result"]
-    )
+    step(rest, "gather models")
+    candidates = dsl.Collected(candidate.outputs["result"])
+    chosen = select(data=data, candidates=candidates, rest=rest.outputs["result"], **run)
+    step(chosen, "select")
+    return Pretrained(generalist=chosen.outputs["result"], models=chosen.outputs["models"])
 
 
 @dsl.pipeline(name="intern-pretrain", display_name="INTERN pretrain")
 def pretrain(preset: str = "nano", overrides: str = "") -> Model:
-    """Trains a generalist and the baseline from made or prepared data.
+    """Trains a generalist, and the models it is compared with, from made or prepared data.
 
     Args:
         preset: Name of the run's preset.

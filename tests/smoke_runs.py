@@ -19,12 +19,15 @@ from intern_vision.stages.base import read_ref
 Done = subprocess.CompletedProcess[str]
 SETS = ("flower", "det_novel", "seg_night", "depth_room")
 FAMILIES = ("multilabel", "detect", "segment", "depth")
-TRAININGS = ("amateur", "clip", "generalist", *(f"expert-{family}" for family in FAMILIES))
+TRAININGS = ("amateur", "clip", "generalist-joint", *(f"expert-{family}" for family in FAMILIES))
 ARMS = ("intern", "clip")
 STEPS = {
     "prepare-upstream",
     "search",
     *TRAININGS,
+    "amateur_local",
+    "generalist-average",
+    "select",
     *(f"prepare-{name}" for name in SETS),
     *(f"{stage}-{arm}-{name}" for stage in ("adapt", "evaluate") for arm in ARMS for name in SETS),
     "export",
@@ -38,9 +41,9 @@ INTERRUPTED = json.dumps(
         "downstream_sets": ["flower"],
         "upstream": {"num_train": 100},
         "amateur": {"trainer": STOPPABLE},
-        "clip": {"trainer": STOPPABLE | {"num_steps": 60}},
+        "baselines": {"clip": {"trainer": STOPPABLE | {"num_steps": 60}}},
         "experts": {family: {"trainer": FEW} for family in FAMILIES},
-        "generalist": {"trainer": FEW},
+        "generalists": {"joint": {"trainer": FEW}, "average": {"trainer": FEW, "num_statistics_batches": 1}},
         "adapt": {"shares": [1.0]},
     }
 )

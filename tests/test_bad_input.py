@@ -34,7 +34,7 @@ def refused(*arguments, exit_code=2, **changes):
         (["--override", '{"search": {"num_trials": "4"}}'], "search.num_trials: expected a valid integer, got"),
         (["--override", '{"search": {"num_trials": 2.5}}'], "search.num_trials: expected a valid integer, got 2.5"),
         (["--override", "{bad"], r"overrides: expected a JSON object, got '{bad' \(.* line 1 column 2\)"),
-        (["--preset", "nanno"], "preset: expected one of smoke, nano, small, got 'nanno'"),
+        (["--preset", "nanno"], "preset: expected one of smoke, nano, small, mn_b4, mn_b15, got 'nanno'"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_starts(tmp_path, arguments, line):

@@ -10,7 +10,7 @@ from intern_vision.cli import app
 from intern_vision.console import StageProgress, reporting_errors, show
 from intern_vision.errors import ConfigError, RetryableError
 
-COMMANDS = {"up", "down", "doctor", "models", "lineage", "predict", "run", "adapt", "compile"}
+COMMANDS = {"up", "down", "doctor", "models", "lineage", "predict", "run", "adapt", "compile", "plan", "table"}
 
 
 def invoke(*arguments):

@@ -76,6 +76,16 @@ def test_trace_reads_the_whole_graph(diamond, store):
     assert [node.name for node in diamond.nodes.values() if node.kind == "missing"] == ["genotype-1"]
 
 
+def test_records_are_read_once_for_several_graphs(diamond, store, tmp_path):
+    records = {}
+    first = trace(store, diamond.uri, records)
+    assert records.keys() == {uri for uri, node in diamond.nodes.items() if node.kind != "missing"}
+    assert first == diamond
+    # Nothing can be read any more, yet every graph below is known.
+    away = open_store(f"file://{tmp_path / 'away'}")
+    assert trace(away, diamond.uri, records) == diamond
+
+
 def test_an_output_that_is_not_there_is_an_error(store):
     with pytest.raises(MissingObjectError):
         trace(store, join_uri(store.root_uri, "expert", "none"))

@@ -2,11 +2,13 @@ import json
 
 import pytest
 
-from intern_pipelines.pretrain import FAMILIES
 from intern_vision.data import world
 from intern_vision.errors import ConfigError
-from intern_vision.presets import BASELINE, CANDIDATE, DOWNSTREAM_SETS, PRESETS, RunConfig, resolve, stage_config
-from intern_vision.stages.base import STAGE_NAMES, load_stage
+from intern_vision.presets import PRESETS, resolve
+from intern_vision.run_config import BASELINE, CANDIDATE, DOWNSTREAM_SETS, RunConfig, stage_config
+from intern_vision.stages.base import load_stage
+
+WORLD_PRESETS = ("smoke", "nano", "small")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -14,38 +16,59 @@ def test_preset_resolves_and_survives_json(preset):
     config = resolve(preset)
     assert config.preset == preset
     assert RunConfig.from_json(config.to_json()) == config == resolve(preset, "  ")
-    assert list(config.experts) == FAMILIES, "the pipeline trains an expert of each of these families"
     assert all(family == expert.family for family, expert in config.experts.items())
     assert set(config.downstream_sets) <= set(DOWNSTREAM_SETS) == set(world.DOWNSTREAM)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", WORLD_PRESETS)
 def test_arms_are_treated_alike(preset):
     config = resolve(preset)
     passes = config.image_passes()
-    assert passes[BASELINE] >= passes[CANDIDATE] > 0
-    # One recipe of adaptation serves both arms, and both train from the same genotype at one size.
-    assert {stage_config(config, "adapt", "flower", arm).with_overrides({"name": ""}) for arm in passes} == {
-        config.adapt
-    }
-    assert config.clip.augment.with_overrides({"num_views": 2}) == config.amateur.augment
-    assert config.clip.text == config.amateur.text
+    assert all(passes[BASELINE] >= passes[name] > 0 for name in config.generalists)
+    assert passes[BASELINE] - max(passes[name] for name in config.generalists) < config.amateur.trainer.batch_size
+    # One recipe of adaptation serves all arms, and all train at one size with one text tower.
+    recipes = {stage_config(config, "adapt", "flower", arm)[1].with_overrides({"name": ""}) for arm in config.arms}
+    assert len(recipes) == 1
+    for baseline in config.baselines.values():
+        assert baseline.augment.with_overrides({"num_views": 2}) == config.amateur.augment
+        assert baseline.text == config.amateur.text
     assert (config.report.baseline, config.report.candidate) == (BASELINE, CANDIDATE)
 
 
-def test_image_passes_count_views_families_and_teachers():
+def test_image_passes_count_views_families_and_what_is_not_chosen():
     config = resolve("smoke")
     steps, batch = 4, 16
-    assert config.image_passes() == {"clip": 20 * batch, "intern": batch * (2 * steps + 4 * 2 + steps)}
-    squeeze = json.dumps({"generalist": {"mode": "squeeze"}, "clip": {"trainer": {"num_steps": 36}}})
-    assert resolve("smoke", squeeze).image_passes() == {"clip": 36 * batch, "intern": batch * (16 + 5 * steps)}
+    before = batch * (2 * steps + 4 * 2)
+    passes = config.image_passes()
+    assert passes["joint"] == before + batch * steps
+    assert passes["average"] == before + config.generalists["average"].image_passes
+    assert passes["clip"] == max(passes["joint"], passes["average"])
+
+
+def test_small_gives_every_candidate_as_many_passes():
+    config = resolve("small")
+    passes = config.image_passes()
+    trained = [name for name, each in config.generalists.items() if not each.merges]
+    assert trained == ["joint", "central", "squeeze"]
+    most = max(passes[name] for name in trained)
+    for name in trained:
+        step = config.generalists[name].image_passes // config.generalists[name].trainer.num_steps
+        assert most - step < passes[name] <= most
+    assert passes["clip-cpu"] > 1.5 * passes["clip"]
+    assert set(config.arms) > {*config.generalists, *config.controls, *config.baselines, "intern", "expert"}
+    assert stage_config(config, "adapt", "flower", "joint-scratch")[1].recipes == ("frozen", "fine_tuned")
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"clip": {"trainer": {"num_steps": 1}}}, "clip.trainer.num_steps: the baseline gets 16 image passes"),
-        ({"generalist": {"trainer": {"num_steps": 5}}}, "clip.trainer.num_steps: .* INTERN 336, so give"),
+        (
+            {"baselines": {"clip": {"trainer": {"num_steps": 1}}}},
+            "baselines.clip.trainer.num_steps: the baseline gets 16 image passes",
+        ),
+        ({"generalists": {"joint": {"trainer": {"num_steps": 99}}}}, "baselines.clip.* generalist joint 1840, so give"),
+        ({"arms": ["intern", "clip", "expert", "vit"]}, "arms: expected names among intern, .*, got 'vit'"),
+        ({"fine_tuned_arms": ["expert"]}, "fine_tuned_arms: expected names among intern, clip, got 'expert'"),
         ({"amateur": {"trainer": {"num_step": 3}}}, "amateur.trainer.num_step: unknown key; known .*num_steps"),
         ({"upsteam": {}}, "upsteam: unknown key; known keys here: .*upstream"),
         ({"search": {"num_trials": "4"}}, 'search.num_trials: expected a valid integer, got "4"'),
@@ -73,7 +96,7 @@ def test_overrides_must_be_an_object(text):
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ConfigError, match="preset: expected one of smoke, nano, small, got 'nanno'"):
+    with pytest.raises(ConfigError, match="preset: expected one of smoke, nano, small.*, got 'nanno'"):
         resolve("nanno")
 
 
@@ -84,16 +107,44 @@ def test_integral_floats_are_taken_for_ints_and_stay_ints():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_stage_finds_its_config(preset):
+def test_every_step_finds_its_stage_and_config(preset):
     run = resolve(preset)
-    for stage in STAGE_NAMES:
-        item = {"expert": "detect", "prepare": "flower", "adapt": "flower"}.get(stage, "")
-        config = stage_config(run, stage, item, CANDIDATE)
+    uses = [(name, "") for name in ("search", "amateur", "amateur_local", "select", "export", "report")]
+    uses += [("prepare", name) for name in ("upstream", "flower")] + [("adapt", "flower"), ("evaluate", "flower")]
+    uses += [("expert", name) for name in run.choices("experts")]
+    uses += [("generalist", name) for name in run.choices("generalists")]
+    uses += [("other", name) for name in run.choices("others")]
+    for use, item in uses:
+        stage, config = stage_config(run, use, item, CANDIDATE)
         assert type(config) is load_stage(stage).Config
-    assert stage_config(run, "clip") is run.clip
-    assert stage_config(run, "prepare", "upstream") is run.upstream
-    assert stage_config(run, "prepare", "flower") == run.downstream.with_overrides({"dataset": "flower"})
-    assert stage_config(run, "adapt", "flower", "clip").name == "clip-flower"
-    assert stage_config(run, "evaluate", "flower", "clip").model_name == "clip"
-    with pytest.raises(ConfigError, match="experts: expected one of multilabel, .* got 'classify'"):
-        stage_config(run, "expert", "classify")
+    assert stage_config(run, "other", "clip") == ("amateur", run.baselines["clip"])
+    assert stage_config(run, "prepare", "upstream") == ("prepare", run.upstream)
+    assert stage_config(run, "prepare", "flower")[1] == run.downstream.with_overrides({"dataset": "flower"})
+    assert stage_config(run, "adapt", "flower", "clip")[1].name == "clip-flower"
+    assert stage_config(run, "evaluate", "flower", "clip")[1].model_name == "clip"
+    assert stage_config(run, "export", "", "intern")[1].arm == "intern"
+    with pytest.raises(ConfigError, match="generalist: expected one of .*, got 'clip'"):
+        stage_config(run, "generalist", "clip")
+
+
+def test_models_are_called_what_the_arms_call_them():
+    run = resolve("small")
+    assert {name: config.name for name, config in (run.generalists | run.controls | run.baselines).items()} == {
+        name: name for name in (*run.generalists, *run.controls, *run.baselines)
+    }
+    assert (run.amateur.name, run.amateur_local.name, run.select.name) == ("amateur", "amateur-local", CANDIDATE)
+    assert run.choices("cases")[:2] == ["flower/intern", "flower/clip"]
+    with pytest.raises(ConfigError, match="what: expected one of downstream_sets, .* got 'arms'"):
+        run.choices("arms")
+
+
+def test_one_seed_changes_every_training_and_no_image():
+    zero, one = resolve("small"), resolve("small", '{"seed": 1}')
+    for use, item in (("amateur", ""), ("expert", "detect"), ("generalist", "central"), ("other", "joint-scratch")):
+        before, after = (stage_config(run, use, item)[1] for run in (zero, one))
+        assert after == before.with_overrides({"trainer": {"seed": before.trainer.seed + 1}})
+    assert stage_config(one, "adapt", "flower", "clip")[1].seed == zero.adapt.seed + 1
+    assert stage_config(one, "adapt", "flower", "clip")[1].split_seed == zero.adapt.split_seed
+    assert stage_config(one, "search")[1].seed == zero.search.seed + 1
+    for item in ("upstream", "flower"):
+        assert stage_config(one, "prepare", item) == stage_config(zero, "prepare", item)

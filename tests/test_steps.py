@@ -13,7 +13,8 @@ from running import read_events
 from intern_vision import steps
 from intern_vision.errors import ConfigError, DataError, InternError, MissingObjectError, RetryableError
 from intern_vision.ref import Ref
-from intern_vision.stages.base import read_record, read_ref
+from intern_vision.stages import base as stages_base
+from intern_vision.stages.base import read_record, read_ref, read_refs
 from intern_vision.store import open_store
 
 TINY = json.dumps({"downstream": {"num_train": 20, "num_val": 5, "num_test": 5, "image_size_px": 32}})
@@ -110,6 +111,73 @@ def test_find_writes_the_ref_behind_an_address(run_dir, tmp_path):
     with pytest.raises(SystemExit) as caught:
         steps.find_weights(f"file://{tmp_path}/store/none", str(tmp_path / "y"))
     assert caught.value.code == MissingObjectError.exit_code
+
+
+def ref_file(path, *names):
+    refs = [REF.model_copy(update={"name": name, "uri": f"file:///{name}"}).to_dict() for name in names]
+    path.write_text(json.dumps(refs[0] if len(refs) == 1 else refs))
+    return str(path)
+
+
+def test_gathered_refs_keep_their_order(tmp_path):
+    files = [
+        ref_file(tmp_path / "a", "clip"),
+        ref_file(tmp_path / "b", "joint", "central"),
+        ref_file(tmp_path / "c", "x"),
+    ]
+    steps.gather_refs(files, str(tmp_path / "deep" / "all"))
+    assert [ref.name for ref in read_refs(tmp_path / "deep" / "all")] == ["clip", "joint", "central", "x"]
+    (tmp_path / "bad").write_text('[{"kind": "scores"}]')
+    with pytest.raises(ConfigError, match="bad.name: missing|bad.*name"):
+        read_refs(tmp_path / "bad")
+
+
+def test_case_takes_its_model_and_dataset_by_name(run_dir, tmp_path, monkeypatch):
+    ran = []
+
+    def run_stage(stage, config, inputs, *, name):
+        assert inputs.one("model") and inputs.one("data")
+        ran.append((stage, name, {key: [ref.name for ref in refs] for key, refs in inputs.items()}))
+        return REF.model_copy(update={"name": f"made-by-{stage}"})
+
+    monkeypatch.setattr(stages_base, "run_stage", run_stage)
+    models = ref_file(tmp_path / "models", "intern", "clip", "expert-detect")
+    datasets = ref_file(tmp_path / "datasets", "flower", "texture")
+    outputs = [str(tmp_path / "result"), str(tmp_path / "scores")]
+    steps.adapt_and_evaluate("smoke", "", "texture/clip", models, datasets, *outputs)
+    assert ran == [
+        ("adapt", "adapt-clip-texture", {"model": ["clip"], "data": ["texture"]}),
+        ("evaluate", "evaluate-clip-texture", {"model": ["made-by-adapt"], "data": ["texture"]}),
+    ]
+    with pytest.raises(SystemExit):
+        steps.adapt_and_evaluate("smoke", "", "texture/vit", models, datasets, *outputs)
+    assert read_events(run_dir / "events.jsonl")[-1]["note"] == (
+        "arms: expected one of intern, clip, expert-detect, got 'vit'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "taken"),
+    [("multilabel", ["amateur"]), ("detect", ["amateur-local"]), ("joint", ["amateur-local", "amateur"])],
+)
+def test_dense_experts_and_generalists_start_from_the_local_amateur(run_dir, tmp_path, monkeypatch, item, taken):
+    given = {}
+    monkeypatch.setattr(stages_base, "run_stage", lambda stage, config, inputs, *, name: given.update(inputs) or REF)
+    names = {"data": "upstream", "amateur": "amateur", "amateur_local": "amateur-local"}
+    inputs = {key: SimpleNamespace(path=ref_file(tmp_path / key, name)) for key, name in names.items()}
+    use = "generalist" if item == "joint" else "expert"
+    steps.train_step(use, "smoke", "", item, inputs | {"experts": None}, str(tmp_path / "out"))
+    assert {key: [ref.name for ref in refs] for key, refs in given.items()} == {
+        "data": ["upstream"],
+        "amateur": taken,
+    }
+
+
+def test_lists_of_a_run_are_its_presets(run_dir, capsys):
+    assert steps.list_choices("smoke", '{"arms": ["clip"]}', "cases")[:2] == ["flower/clip", "det_novel/clip"]
+    with pytest.raises(SystemExit) as caught:
+        steps.list_choices("smok", "", "cases")
+    assert caught.value.code == 2 and "error: preset: expected one of smoke" in capsys.readouterr().err
 
 
 STEP = """

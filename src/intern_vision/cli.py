@@ -69,20 +69,50 @@ def doctor(state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: 
 
 
 @app.command()
+def plan(
+    preset: Annotated[str, typer.Argument(help="Name of a preset.")],
+    override: Annotated[str, typer.Option("--override", help="JSON object of changes to the preset.")] = "",
+    num_gpus: Annotated[int, typer.Option("--num-gpus", help="GPUs that train together.")] = 8,
+    gpu_memory_gb: Annotated[float, typer.Option("--gpu-memory-gb", help="Memory of one GPU, 1e9 bytes.")] = 80.0,
+    flops_per_s: Annotated[float, typer.Option("--flops-per-s", help="Peak of one GPU in bfloat16.")] = 3.12e14,
+    efficiency: Annotated[float, typer.Option("--efficiency", help="Share of the peak that is reached.")] = 0.4,
+    num_classes: Annotated[int, typer.Option("--num-classes", help="Labels of classification heads.")] = 1_000,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run will cost: parameters, memory a GPU, storage, image passes, FLOPs, GPU-hours."""
+    with reporting_errors(debug, as_json):
+        from intern_vision.plan import Machine, plan, to_json, to_lines
+        from intern_vision.presets import resolve
+
+        machine = Machine.from_dict(
+            {
+                "num_gpus": num_gpus,
+                "gpu_memory_gb": gpu_memory_gb,
+                "flops_per_s": flops_per_s,
+                "efficiency": efficiency,
+                "num_classes": num_classes,
+            }
+        )
+        rows = plan(resolve(preset, override), machine)
+        show(to_json(rows), to_lines(rows, machine), as_json)
+
+
+@app.command()
 def models(state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False) -> None:
     """List the registered models with their aliases and scores."""
     from intern_vision import registry
 
     with reporting_errors(debug, as_json), _servers(state_dir):
         found = registry.list_models()
-        lines = [f"{'NAME':26} {'VERSION':>7}  {'ALIASES':12} ERROR BY LABELS"]
+        lines = [f"{'NAME':26} {'VERSION':>7}  {'ALIASES':12} ERROR @ % OF THE LABELS"]
         for model in found:
             scores = {
                 key.removeprefix("intern.metric.").removesuffix("/error"): float(value)
                 for key, value in model.tags.items()
                 if key.startswith("intern.metric.") and key.endswith("/error")
             }
-            errors = ", ".join(f"{labels} %: {100 * error:.1f} %" for labels, error in scores.items())
+            errors = ", ".join(f"{100 * error:.1f} % @{labels}" for labels, error in scores.items())
             lines.append(f"{model.name:26} {model.version:>7}  {', '.join(model.aliases):12} {errors}")
         rows = [{"name": m.name, "version": m.version, "aliases": m.aliases, "tags": m.tags} for m in found]
         show({"models": rows}, lines if found else ["no model is registered yet; try: intern run"], as_json)
@@ -105,6 +135,33 @@ def lineage(
         traced = trace(open_store(uri), uri)
         nodes = [{"uri": n.uri, "name": n.name, "stage": n.stage, "facts": n.facts} for n in traced.nodes.values()]
         show({"uri": traced.uri, "nodes": nodes, "edges": traced.edges}, [render_text(traced)], as_json)
+
+
+@app.command()
+def table(
+    runs: Annotated[list[str], typer.Argument(help="Names of finished runs, or paths of their folders or table.json.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for seeds.json, seeds.txt and seeds.html; without it nothing is written."),
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs that differ in their seeds: mean, standard deviation and every value of each error and reduction."""
+    with reporting_errors(debug, as_json):
+        from intern_vision.bench import seeds
+
+        joined = seeds.combine(seeds.read_tables(runs, state_dir))
+        text = seeds.render_text(joined)
+        lines = [text.rstrip()]
+        if out is not None:
+            files = {"seeds.json": joined.to_json(), "seeds.txt": text, "seeds.html": seeds.render_page(joined)}
+            out.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (out / name).write_text(content, encoding="utf-8")
+            lines += ["", f"page       {out / 'seeds.html'}"]
+        show(joined.to_dict(), lines, as_json)
 
 
 @app.command()

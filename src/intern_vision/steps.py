@@ -3,6 +3,7 @@
 Artifacts are taken by their ``path`` attribute alone, so components stay thin.
 """
 
+import json
 import os
 import signal
 import sys
@@ -11,16 +12,21 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from intern_vision.console import file_error
-from intern_vision.errors import InternError, RetryableError
+from intern_vision.errors import ConfigError, InternError, RetryableError
 from intern_vision.events import Progress
 from intern_vision.ref import Ref
 
+if TYPE_CHECKING:
+    from intern_vision.stages.base import Inputs
+
 STOP_FILE = "stop"
-STAGE_OF_USE = {"clip": "amateur"}
-"""Uses of a stage that have a name of their own."""
+OTHER = "other"
+"""Use of a stage whose result is known by its item alone, such as the baseline ``clip``."""
+ARM_OF_EXPERTS = "expert"
+"""The arm that stands, on each dataset, for the expert of the dataset's own family."""
 
 
 def paths(artifacts: Any) -> list[str]:
@@ -45,45 +51,139 @@ def run_step(
     """Runs one use of a stage as a pipeline step; exits with the error's code where it fails.
 
     Args:
-        use: a stage's name, or ``clip``.
+        use: a stage's name, or ``other``.
         preset: name of the run's preset.
         overrides: JSON object of changes to it.
         output: file for the result's Ref.
-        item: the expert's family or the dataset.
-        model: the arm, for adapt and evaluate.
+        item: the expert's family, the dataset, or the name of a generalist or other model.
+        model: the arm, for adapt, evaluate and export.
         inputs: for each input name the files that hold its Refs.
     """
-    name = "-".join(part for part in (use, model, item) if part)
+    return _run(use, preset, overrides, output, item, model, lambda: _read_inputs(inputs or {}))
+
+
+def train_step(use: str, preset: str, overrides: str, item: str, inputs: Mapping[str, Any], output: str) -> None:
+    """Runs a training step from the amateur that its use starts from.
+
+    The classification expert starts from Up-A-G, dense experts and generalists from Up-A-L (see
+    ``run_config.STARTS_FROM_GLOBAL``). A generalist gets both, Up-A-L first: task vectors are taken from the amateur
+    that an expert started from.
+
+    Args:
+        use: a stage's name, or ``other``.
+        preset: name of the run's preset.
+        overrides: JSON object of changes to it.
+        item: the expert's family, or the name of a generalist or other model.
+        inputs: one artifact, several, or none, by input name.
+        output: file for the result's Ref.
+    """
+
+    def read() -> "Inputs":
+        from intern_vision.run_config import STARTS_FROM_GLOBAL
+
+        refs = _read_inputs({name: paths(artifacts) for name, artifacts in inputs.items()})
+        local = refs.pop("amateur_local", ())
+        if local and item not in STARTS_FROM_GLOBAL:
+            refs["amateur"] = local + refs["amateur"] if use == "generalist" else local
+        return refs
+
+    _run(use, preset, overrides, output, item, "", read)
+
+
+def adapt_and_evaluate(
+    preset: str, overrides: str, case: str, models: str, datasets: str, result: str, scores: str
+) -> None:
+    """Adapts and scores in one process, which pays the start-up once.
+
+    Args:
+        preset: name of the run's preset.
+        overrides: JSON object of changes to it.
+        case: ``DATASET/ARM``.
+        models: file with the Ref or Refs of the upstream models; a single one serves every arm.
+        datasets: file with the Ref or Refs of the datasets; a single one serves every case.
+        result: file for the adapted model's Ref.
+        scores: file for the scores' Ref.
+    """
+    dataset, _, arm = case.partition("/")
+
+    def upstream_and_data() -> "Inputs":
+        from intern_vision.stages.base import Inputs, read_refs
+
+        data = _named(read_refs(datasets), dataset)
+        upstream = read_refs(models)
+        name = _expert_for(data) if arm == ARM_OF_EXPERTS and len(upstream) > 1 else arm
+        return Inputs({"model": (_named(upstream, name),), "data": (data,)})
+
+    def adapted_and_data() -> "Inputs":
+        from intern_vision.stages.base import Inputs, read_ref, read_refs
+
+        return Inputs({"model": (read_ref(result),), "data": (_named(read_refs(datasets), dataset),)})
+
+    _run("adapt", preset, overrides, result, dataset, arm, upstream_and_data)
+    _run("evaluate", preset, overrides, scores, dataset, arm, adapted_and_data)
+
+
+def list_choices(preset: str, overrides: str, what: str) -> list[str]:
+    """A list of the run that a pipeline loops over, see ``RunConfig.choices``."""
+    from intern_vision.presets import resolve
+
+    try:
+        return resolve(preset, overrides).choices(what)
+    except InternError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _fail(what, str(error), error.exit_code, os.environ.get("INTERN_RUN_DIR", ""))
+
+
+def gather_refs(files: Sequence[str], output: str) -> None:
+    """Writes the Refs of several files as one list."""
+    from intern_vision.stages.base import read_refs
+
+    refs = [ref.to_dict() for file in files for ref in read_refs(file)]
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(refs))
+
+
+def _run(
+    use: str, preset: str, overrides: str, output: str, item: str, model: str, read: Callable[[], "Inputs"]
+) -> Ref:
+    name = "-".join(part for part in (use if use != OTHER else "", model, item) if part)
 
     def work() -> Ref:
-        from intern_vision.presets import resolve, stage_config
-        from intern_vision.stages.base import Inputs, read_ref, run_stage
+        from intern_vision.presets import resolve
+        from intern_vision.run_config import stage_config
+        from intern_vision.stages.base import run_stage
 
-        config = stage_config(resolve(preset, overrides), use, item, model)
-        refs = Inputs({k: tuple(read_ref(path) for path in files) for k, files in (inputs or {}).items() if files})
-        return run_stage(STAGE_OF_USE.get(use, use), config, refs, name=name)
+        stage, config = stage_config(resolve(preset, overrides), use, item, model)
+        return run_stage(stage, config, read(), name=name)
 
     ref = guarded(name, work)
     _write_ref(ref, output, name)
     return ref
 
 
-def adapt_and_evaluate(
-    preset: str, overrides: str, dataset: str, arm: str, model: str, data: str, result: str, scores: str
-) -> None:
-    """Adapts and scores in one process, which pays the start-up once; arguments after ``arm`` are files of Refs."""
-    run_step(
-        "adapt", preset, overrides, item=dataset, model=arm, inputs={"model": [model], "data": [data]}, output=result
-    )
-    run_step(
-        "evaluate",
-        preset,
-        overrides,
-        item=dataset,
-        model=arm,
-        inputs={"model": [result], "data": [data]},
-        output=scores,
-    )
+def _read_inputs(files: Mapping[str, Sequence[str]]) -> "Inputs":
+    from intern_vision.stages.base import Inputs, read_refs
+
+    found = {name: tuple(ref for path in paths for ref in read_refs(path)) for name, paths in files.items()}
+    return Inputs({name: refs for name, refs in found.items() if refs})
+
+
+def _named(refs: Sequence[Ref], name: str) -> Ref:
+    """The Ref of this name, or the only one."""
+    if len(refs) == 1:
+        return refs[0]
+    for ref in refs:
+        if ref.name == name:
+            return ref
+    raise ConfigError(f"arms: expected one of {', '.join(ref.name for ref in refs)}, got {name!r}")
+
+
+def _expert_for(data: Ref) -> str:
+    from intern_vision.data.loader import load_info
+    from intern_vision.store import open_store
+
+    family = next(iter(load_info(open_store(data.uri), data.uri).tasks))
+    return f"expert-{'multilabel' if family == 'classify' else family}"
 
 
 def write_report(preset: str, overrides: str, inputs: Mapping[str, Sequence[str]], output: str, page: str) -> None:

@@ -25,11 +25,7 @@ def test_run_gives_the_pipeline_what_the_preset_says(executed, tmp_path):
     assert done.exit_code == 0, done.output
     ((pipeline, name, arguments, identity, state_dir, num_ranks, resume, keep, as_json),) = executed
     assert (pipeline, name, num_ranks, resume, keep, as_json) == ("intern", "smoke", 1, True, False, False)
-    assert arguments == {
-        "preset": "smoke",
-        "overrides": "{}",
-        "downstream_sets": ["flower", "det_novel", "seg_night", "depth_room"],
-    }
+    assert arguments == {"preset": "smoke", "overrides": "{}"}
     assert identity["preset"] == "smoke" and state_dir == tmp_path
 
 

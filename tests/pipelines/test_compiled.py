@@ -126,6 +126,7 @@ def test_pods_get_addresses_and_credentials_by_reference_only(compiled, name):
         assert {item["envVar"] for item in secret["keyToEnv"]} == CREDENTIALS
         assert {item["envVar"] for item in settings["keyToEnv"]} == ADDRESSES
     trains = {label for label in executors if label.startswith(("exec-train", "exec-adapt", "exec-search"))}
+    trains -= {label for label in executors if label.startswith("exec-search-round")}
     for label, executor in executors.items():
         mounts = [mount["mountPath"] for mount in executor.get("emptyDirMounts", ())]
         assert mounts == (["/dev/shm"] if label in trains else []), label

@@ -32,8 +32,9 @@ def test_pipeline_is_called_like_its_module(name):
 
 
 def test_overrides_reach_the_steps_with_their_types(tmp_path):
-    overrides = json.dumps({"upstream": SIZES, "downstream": SIZES | {"seed": 3}})
-    done = run_local(tmp_path, "data", preset="smoke", overrides=overrides, downstream_sets=["flower", "depth_room"])
+    sets = ["flower", "depth_room"]
+    overrides = json.dumps({"upstream": SIZES, "downstream": SIZES | {"seed": 3}, "downstream_sets": sets})
+    done = run_local(tmp_path, "data", preset="smoke", overrides=overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {ref.name: ref for path in tmp_path.glob("root/**/result") if (ref := read_ref(path))}
     assert found.keys() == {"upstream", "flower", "depth_room"}
@@ -46,9 +47,7 @@ def test_overrides_reach_the_steps_with_their_types(tmp_path):
 
 
 def test_failing_step_ends_the_process_with_one(tmp_path):
-    done = run_local(
-        tmp_path, "data", preset="smoke", overrides='{"upstream": {"seed": "x"}}', downstream_sets=["count"]
-    )
+    done = run_local(tmp_path, "data", preset="smoke", overrides='{"upstream": {"seed": "x"}}')
     assert done.returncode == 1
     assert "pipeline data: Pipeline" in done.stderr and "Traceback" not in done.stderr
     failed = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "failed"]

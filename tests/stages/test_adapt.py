@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import AUGMENT, GENOTYPE, HEAD, SIZE_PX, commit_folder, save_backbone
+from helpers import AUGMENT, GENOTYPE, HEAD, SIZE_PX, amateur_config, commit_folder, save_backbone
 from sklearn.linear_model import LogisticRegression
 
 from intern_vision.bench.probe import VARIANCE_EPS, fit_probe
@@ -13,7 +13,7 @@ from intern_vision.data.loader import ShardSource, evaluation_batches
 from intern_vision.data.shard import DatasetInfo, write_dataset
 from intern_vision.data.world import CONCEPTS, UPSTREAM, render
 from intern_vision.errors import ConfigError
-from intern_vision.models.vision import VisionModel, read_tensors
+from intern_vision.models.vision import VisionModel, best_labelled_dir, read_tensors
 from intern_vision.stages import adapt, prepare
 from intern_vision.stages.base import Inputs, fetch, run_stage
 from intern_vision.store import open_store
@@ -143,10 +143,16 @@ def test_a_frozen_backbone_stays_that_of_upstream(world, tmp_path, upstream, set
 
 @pytest.mark.parametrize("name", ["flower", "depth_room"])
 def test_fine_tuning_moves_the_backbone(world, tmp_path, upstream, sets, name):
-    folder, details = adapted(world, tmp_path, upstream, sets[name], method="lp_ft", shares=(1.0,))
-    assert details["100"]["method"] == "lp_ft"
-    assert not same_backbone(folder / "p100", tmp_path / "upstream")
-    tensors = backbone_of(folder / "p100")
+    recipes = ("frozen", "fine_tuned")
+    folder, details = adapted(world, tmp_path, upstream, sets[name], recipes=recipes, shares=(1.0,))
+    assert {protocol: detail["method"] for protocol, detail in details.items()} == {
+        "100": "frozen",
+        "100+ft": "fine_tuned",
+    }
+    assert same_backbone(folder / "p100", tmp_path / "upstream"), "the frozen model is saved before it is tuned"
+    assert not same_backbone(folder / "p100+ft", tmp_path / "upstream")
+    assert best_labelled_dir(folder) == folder / "p100+ft"
+    tensors = backbone_of(folder / "p100+ft")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     # The first layers move least: their rate is the smallest.
     start = backbone_of(tmp_path / "upstream")
@@ -166,8 +172,8 @@ def test_several_labels_an_image_can_be_adapted_to(world, tmp_path, upstream):
     model = VisionModel.load(folder / "p25")
     assert list(model.heads) == ["multilabel"] and details["25"]["num_train"] == 10
     assert same_backbone(folder / "p25", tmp_path / "upstream")
-    tuned, _ = adapted(world, tmp_path, upstream, data, shares=(0.25,), method="lp_ft")
-    assert not same_backbone(tuned / "p25", tmp_path / "upstream")
+    tuned, _ = adapted(world, tmp_path, upstream, data, shares=(0.25,), recipes=("fine_tuned",))
+    assert not same_backbone(tuned / "p25+ft", tmp_path / "upstream")
 
 
 def test_the_same_work_gives_the_same_bytes(world, tmp_path, upstream, sets):
@@ -177,6 +183,79 @@ def test_the_same_work_gives_the_same_bytes(world, tmp_path, upstream, sets):
 
 
 def test_shares_outside_their_range_are_refused():
-    with pytest.raises(ConfigError, match=r"shares must lie in \(0, 1\], got 1.5"):
+    with pytest.raises(ConfigError, match=r"shares must lie in \[0, 1\], got 1.5"):
         config_of().with_overrides({"shares": [0.1, 1.5]})
     assert [adapt.protocol_name(share) for share in (0.1, 1.0, 0.125, 0.07)] == ["10", "100", "12.5", "7"]
+    assert adapt.protocol_name(0.1, "fine_tuned") == "10+ft"
+    with pytest.raises(ConfigError, match="recipes must be .* both in this order, got fine_tuned, frozen"):
+        config_of().with_overrides({"recipes": ["fine_tuned", "frozen"]})
+
+
+def dense_outputs(model, images_BCHW):
+    (head,) = model.heads.values()
+    with torch.no_grad():
+        return head.eval()(infer(model.eval(), images_BCHW, bf16=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "donor"),
+    [
+        ("depth_room", ("multilabel", "segment", "depth"), "depth"),
+        ("det_novel", ("detect",), "detect"),
+        ("seg_night", ("detect",), "detect"),
+        ("seg_night", ("multilabel",), ""),
+    ],
+)
+def test_a_dense_head_starts_from_what_upstream_heads_know(world, tmp_path, sets, name, heads, donor):
+    upstream = save_backbone(world, tmp_path / "with-heads", heads)
+    inputs = Inputs(model=(upstream,), data=(sets[name],))
+    # A rate of almost 0 leaves the start as it was.
+    still = DENSE.model_copy(update={"learning_rate": 1e-12})
+    ref = run_stage("adapt", config_of(shares=(1.0,), dense=still), inputs, name="adapt")
+    model = VisionModel.load(fetch(open_store(world.store_root), ref, tmp_path / "fetched") / "p100")
+    (family,) = model.heads
+    source = source_of(world, sets[name], tmp_path, fields=())
+    images_BCHW = next(evaluation_batches(source, 8, Resize(AUGMENT)))["image_BCHW"]
+    own = model.heads[family]
+    if not donor:
+        assert model.spec.heads[family].config == HEAD
+        return
+    known = VisionModel.load(tmp_path / "with-heads")
+    features = infer(known, images_BCHW, bf16=False)
+    torch.testing.assert_close(
+        own.pyramid_map(infer(model, images_BCHW, bf16=False)),
+        known.heads[donor].eval().pyramid_map(features),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    if name == "depth_room":
+        expected = known.heads[donor](features)["log_depth_B1HW"] - np.log(known.heads[donor].task.max_depth_m)
+        found = dense_outputs(model, images_BCHW)["log_depth_B1HW"] - np.log(own.task.max_depth_m)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_a_trunk_is_carried_only_where_it_is_asked_for(world, tmp_path, sets):
+    upstream = save_backbone(world, tmp_path / "with-heads", ("depth",))
+    folders = {}
+    for carry in (True, False):
+        config = config_of(shares=(1.0,), carry_trunk=carry, head=HEAD.with_overrides({"neck_width": 16}))
+        ref = run_stage("adapt", config, Inputs(model=(upstream,), data=(sets["depth_room"],)), name=f"carry-{carry}")
+        folders[carry] = VisionModel.load(fetch(open_store(world.store_root), ref, tmp_path / str(carry)) / "p100")
+    assert folders[True].spec.heads["depth"].config.neck_width == HEAD.neck_width
+    assert folders[False].spec.heads["depth"].config.neck_width == 16
+
+
+def test_share_0_classifies_by_the_names_of_the_classes(world, tmp_path, sets):
+    data = (world.upstream,)
+    amateur = run_stage("amateur", amateur_config(), Inputs(data=data, genotype=(world.genotype,)), name="amateur")
+    folder, details = adapted(world, tmp_path, amateur, sets["flower"], shares=(0, 1.0))
+    assert details["0"] == {"method": "zero_shot", "num_train": 0} and set(details) == {"0", "100"}
+    (head,) = VisionModel.load(folder / "p0").heads.values()
+    assert head.task.family == "classify" and head.config.embedding_width
+    with pytest.raises(ConfigError, match="adapt.shares: 0 needs .* got family depth and weights; leave 0 out"):
+        adapted(world, tmp_path, amateur, sets["depth_room"], shares=(0,))
+
+
+def test_share_0_needs_a_text_tower(world, tmp_path, upstream, sets):
+    with pytest.raises(ConfigError, match="got family classify and weights without a text tower"):
+        adapted(world, tmp_path, upstream, sets["flower"], shares=(0,))

@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_saved_model(world, tmp_path, scored):
         predictions = VisionModel.load(models / f"p{protocol}").predict(images)["classify"]
         error = np.mean([p.label for p in predictions] != labels)
         assert score.error == pytest.approx(error, abs=1e-6) == record.facts[f"error/{protocol}"]
-        assert score.num_test == 24 and score.method == "probe"
+        assert score.num_test == 24 and score.method == "frozen"
         picture = decode_image((folder / f"examples-{protocol}.png").read_bytes())
         assert picture.ndim == 3 and picture.std() > 0
     assert [scores.protocols[p].num_train for p in ("10", "100")] == [6, 60]

@@ -8,6 +8,7 @@ stale bytes. ``_COMMITTED`` is written last and holds the ``Record``.
 import fcntl
 import functools
 import importlib
+import json
 import os
 import resource
 import shutil
@@ -32,9 +33,14 @@ OWNER_FILE = ".owner"
 STAGE_NAMES = (
     "prepare",
     "search",
+    "search_round",
+    "search_trial",
+    "import_weights",
     "amateur",
+    "amateur_local",
     "expert",
     "generalist",
+    "select",
     "adapt",
     "evaluate",
     "export",
@@ -279,6 +285,14 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
 def read_ref(path: str | Path) -> Ref:
     """The Ref that a file holds."""
     return Ref.from_json(Path(path).read_text(), at=str(path))
+
+
+def read_refs(path: str | Path) -> tuple[Ref, ...]:
+    """The Refs that a file holds: one, or a JSON array of them."""
+    text = Path(path).read_text()
+    if not text.startswith("["):
+        return (Ref.from_json(text, at=str(path)),)
+    return tuple(Ref.from_dict(value, at=str(path)) for value in json.loads(text))
 
 
 def state_dir() -> Path:

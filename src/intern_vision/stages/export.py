@@ -19,12 +19,14 @@ class Config(base.Config):
         prefix: an adapted model is registered as this and its dataset's name.
         alias: alias that moves to each new version.
         adapted: whether adapted models are registered too.
+        arm: registers only the adapted models of this arm; empty for all.
     """
 
     generalist_name: str = "intern-generalist"
     prefix: str = "intern-"
     alias: str = "candidate"
     adapted: bool = True
+    arm: str = ""
 
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
@@ -42,7 +44,9 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         context.progress.say("no MLFLOW_TRACKING_URI: models stay in the store, none is registered")
     else:
         jobs = [(ref, config.generalist_name) for ref in inputs.many("generalist")]
-        jobs += [(ref, config.prefix + _dataset_name(context, ref)) for ref in inputs.many("adapted") if config.adapted]
+        for ref in inputs.many("adapted") if config.adapted else ():
+            if not config.arm or (ref.uri in scores and scores[ref.uri].model == config.arm):
+                jobs.append((ref, config.prefix + _dataset_name(context, ref)))
         for number, (ref, name) in enumerate(jobs, start=1):
             version = _register(config, context, ref, name, scores.get(ref.uri))
             registered.append({"name": name, "version": version, "alias": config.alias, "uri": ref.uri})

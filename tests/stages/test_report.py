@@ -1,0 +1,55 @@
+import json
+
+import pytest
+from helpers import AUGMENT, HEAD, save_backbone
+
+from intern_vision.bench.table import BenchmarkTable
+from intern_vision.stages import adapt, evaluate, report, select
+from intern_vision.stages.base import Inputs, fetch, read_record, run_stage
+from intern_vision.store import join_uri, open_store
+from intern_vision.train.settings import DenseConfig, FineTuneConfig
+
+
+@pytest.fixture
+def reported(world, tmp_path):
+    """A real choice between two generalists, two arms adapted by both recipes and scored, and their report."""
+    heads = ("multilabel", "detect")
+    candidates = tuple(save_backbone(world, tmp_path / f"joint-{seed}", heads, seed=seed) for seed in (1, 2))
+    chosen = run_stage("select", select.Config(precision="fp32"), Inputs(data=(world.upstream,), candidates=candidates))
+    arms = {"clip": save_backbone(world, tmp_path / "clip"), "intern": chosen}
+    scores = []
+    for arm, model in arms.items():
+        config = adapt.Config(
+            name=f"{arm}-flower",
+            recipes=("frozen", "fine_tuned"),
+            augment=AUGMENT,
+            dense=DenseConfig(num_steps_small=2, num_steps_large=2, batch_size=4),
+            fine_tune=FineTuneConfig(num_steps_small=2, num_steps_large=2, batch_size=4),
+            head=HEAD,
+            precision="fp32",
+        )
+        adapted = run_stage("adapt", config, Inputs(model=(model,), data=(world.flower,)), name=config.name)
+        scored = evaluate.Config(model_name=arm, precision="fp32", num_examples=2)
+        scores.append(run_stage("evaluate", scored, Inputs(model=(adapted,), data=(world.flower,)), name=config.name))
+    inputs = Inputs(scores=tuple(scores), data=(world.flower,), selected=(chosen,))
+    ref = run_stage("report", report.Config(num_examples=2), inputs)
+    store = open_store(world.store_root)
+    candidates = json.loads(store.read(join_uri(chosen.uri, select.CANDIDATES_FILE)))
+    return fetch(store, ref, tmp_path / "report"), candidates, read_record(store, ref.uri)
+
+
+def test_real_outputs_become_a_table_and_a_page(reported):
+    folder, candidates, record = reported
+    table = BenchmarkTable.from_json((folder / "table.json").read_text())
+    assert table.arms == ("clip", "intern")
+    assert table.columns == tuple(f"{arm}@{p}" for p in ("10", "100", "10+ft", "100+ft") for arm in ("clip", "intern"))
+    (row,) = table.rows
+    assert set(row.num_test.values()) == {24} and row.intervals.keys() == row.errors.keys()
+    assert record.facts["error/classify/intern/10+ft"] == pytest.approx(row.errors["intern@10+ft"] / 100)
+    page = (folder / "report.html").read_text()
+    (taken,) = (candidate for candidate in candidates if candidate["chosen"])
+    assert "Generalist candidates" in page
+    assert page.count('<span class="tag">chosen</span>') == 1
+    assert f'{taken["name"]} <span class="tag">chosen</span>' in page
+    # Fresh weights: nothing was trained.
+    assert {arm: cost.image_passes for arm, cost in table.costs.items()} == {"clip": 0, "intern": 0}
