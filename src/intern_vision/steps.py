@@ -146,7 +146,7 @@ def gather_refs(files: Sequence[str], output: str) -> None:
 def _run(
     use: str, preset: str, overrides: str, output: str, item: str, model: str, read: Callable[[], "Inputs"]
 ) -> Ref:
-    name = "-".join(part for part in (use if use != OTHER else "", model, item) if part)
+    name = "-".join(part for part in (use if use != OTHER else "", model if item else "", item) if part)
 
     def work() -> Ref:
         from intern_vision.presets import resolve

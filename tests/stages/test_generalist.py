@@ -118,7 +118,7 @@ def test_one_main_expert_with_two_sets_starts_as_that_expert(world, inputs, tmp_
     config = config_of("central", views=views)
     job = build(config, world, inputs, tmp_path)
     assert job.objective.model.spec.bn_sets == {"multilabel": ("classify", "dense")}
-    assert passes_of(job) == config.image_passes == round(3 * 8 * (1 + 2 / 3))
+    assert passes_of(job) == config.image_passes == round(3 * 8 * (2 + 1 / 3))
     image_BCHW = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     expert = VisionModel.load(tmp_path / "multilabel")
     with torch.no_grad():
