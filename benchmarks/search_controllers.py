@@ -1,8 +1,9 @@
 """Compares search controllers on the made world at equal numbers of evaluations, and what they find with the preset.
 
-Shared weights are trained once; then every controller searches with them under several seeds. The genotypes that the
-paper's controller found, and the template, are trained from scratch with equal steps; so are some trials, to see how
-well the shared weights rank genotypes.
+Shared weights are trained once; then every controller searches with them under several seeds. Some trials are also
+trained from scratch, to see how well the shared weights rank genotypes. One controller searches once more with short
+trainings in place of shared weights, for quality alone within the template's cost; what it finds and the template are
+then trained from scratch with equal steps on other images.
 """
 
 import argparse
@@ -132,6 +133,19 @@ def run_controllers(arguments: argparse.Namespace, scores: Scores) -> list[dict[
     return rows
 
 
+def search_by_training(arguments: argparse.Namespace, task: ProxyTask, seed: int) -> dict[str, Any]:
+    """One search that trains its candidates, for the best quality that costs no more than the template."""
+    config = search_config(arguments, seed, arguments.finalist, arguments.proxy_steps)
+    config = config.with_overrides({"cost_exponent": 0.0, "num_trials": arguments.proxy_trials})
+    evaluator = ProxyEvaluator(task, config.trainer, seed, lambda job: Trainer(job, RankContext()).train())
+    found = search.make_search(config)
+    started = time.process_time()
+    while len(found.trials) < config.num_trials:
+        found.tell(evaluator.quality(found.candidates()[0].genotype))
+        print(f"seed {seed} trial {len(found.trials)}: {found.trials[-1]['quality']:.4f}", flush=True)
+    return {"trials": found.trials, "genotype": found.best["genotype"], "cpu_s": time.process_time() - started}
+
+
 def train_from_scratch(
     arguments: argparse.Namespace, task: ProxyTask, genotypes: dict[str, Genotype], seed: int
 ) -> dict[str, dict[str, float]]:
@@ -173,25 +187,17 @@ def main() -> None:
     parser.add_argument("--supernet-steps", type=int, default=400, help="steps of the shared weights' training")
     parser.add_argument("--trials", type=int, default=40, help="candidates a controller may evaluate")
     parser.add_argument("--num-ranked", type=int, default=8, help="genotypes trained to check the ranking")
-    parser.add_argument("--proxy-steps", type=int, default=30, help="steps of those trainings")
-    parser.add_argument("--final-steps", type=int, default=100, help="steps of the trainings from scratch")
-    parser.add_argument(
-        "--finalists", nargs="*", default=["ppo", "nsga2"], choices=CONTROLLERS, help="whose finds to train"
-    )
+    parser.add_argument("--proxy-steps", type=int, default=100, help="steps of those trainings")
+    parser.add_argument("--proxy-trials", type=int, default=24, help="candidates of the search by training")
+    parser.add_argument("--final-steps", type=int, default=400, help="steps of the trainings from scratch")
+    parser.add_argument("--finalist", default="tpe", choices=CONTROLLERS, help="who searches by training")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds")
     parser.add_argument("--folder", type=Path, default=Path("search_controllers"), help="for weights and figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start_distributed()
-    data = prepare.Config(dataset="upstream", num_train=arguments.images, num_val=arguments.val_images)
-    ref = run_stage("prepare", data, Inputs(), name="upstream")
-    task = ProxyTask(
-        open_store(ref.uri),
-        ref.uri,
-        Path(tempfile.gettempdir()) / "search-controllers-cache",
-        "multilabel",
-        search_config(arguments, 0, "ppo", 1).augment,
-    )
+    # The second images are for the last comparison alone: no search has seen them.
+    task, other_task = (task_of(arguments, seed) for seed in (0, 1))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"hardware": hardware()}
 
@@ -208,10 +214,24 @@ def main() -> None:
         keep()
     template = search.make_search(search_config(arguments, 0, "random", 1)).space.template
     for row in rows:
-        chosen = {name: Genotype.from_dict(row[name]["genotype"]) for name in arguments.finalists}
-        row["final"] = train_from_scratch(arguments, task, {"template": template} | chosen, row["seed"])
+        row["trained"] = search_by_training(arguments, task, row["seed"])
+        found = Genotype.from_dict(row["trained"]["genotype"])
+        row["final"] = train_from_scratch(arguments, other_task, {"template": template, "found": found}, row["seed"])
         keep()
     print_table(figures)
+
+
+def task_of(arguments: argparse.Namespace, seed: int) -> ProxyTask:
+    """Concepts of the made world's upstream images."""
+    data = prepare.Config(dataset="upstream", num_train=arguments.images, num_val=arguments.val_images, seed=seed)
+    ref = run_stage("prepare", data, Inputs(), name=f"upstream-{seed}")
+    return ProxyTask(
+        open_store(ref.uri),
+        ref.uri,
+        Path(tempfile.gettempdir()) / "search-controllers-cache",
+        "multilabel",
+        search_config(arguments, 0, "ppo", 1).augment,
+    )
 
 
 def print_table(figures: dict[str, Any]) -> None:
@@ -221,7 +241,11 @@ def print_table(figures: dict[str, Any]) -> None:
         for what in ("best", "area", "hypervolume", "controller_s"):
             print(f"{controller:8s} {what:12s} {_spread([row[controller][what] for row in rows])}")
     for name in rows[0]["final"]:
-        print(f"from scratch, {name}: {_spread([row['final'][name]['quality'] for row in rows])}")
+        ratios = [row["final"][name]["num_macs"] / row["final"]["template"]["num_macs"] for row in rows]
+        qualities = [row["final"][name]["quality"] for row in rows]
+        print(
+            f"from scratch, {name}: {_spread(qualities)} at {', '.join(f'{ratio:.2f}' for ratio in ratios)} of the cost"
+        )
     if "ranks" in figures:
         print(f"Spearman {figures['ranks']['spearman']:.2f} (p {figures['ranks']['p_value']:.3f})")
     print(f"a score takes {figures['score_s']:.2f} CPU-s; {figures['hardware']}")
