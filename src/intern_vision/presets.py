@@ -192,17 +192,23 @@ def _world_run(
             signals=CLIP_SIGNALS,
             text=text,
             augment=one_view,
+            sync_batch_norm=False,
         )
 
     upstream = {
         "amateur": amateur.Config(
-            trainer=trainer(steps["amateur"], 1.5e-3), text=text, augment=two_views, queue_rows=4_096
+            trainer=trainer(steps["amateur"], 1.5e-3),
+            text=text,
+            augment=two_views,
+            queue_rows=4_096,
+            sync_batch_norm=False,
         ),
         "amateur_local": amateur_local.Config(
             mode="masked" if "local" in steps else "none",
             local=LocalConfig(hidden_width=256, projection_width=128, num_prototypes=256),
             trainer=trainer(steps.get("local", 1), 1.5e-3),
             augment=one_view,
+            sync_batch_norm=False,
         ),
         "experts": {
             family: expert.Config(family=family, trainer=trainer(steps["expert"], 2e-3), head=head, augment=one_view)

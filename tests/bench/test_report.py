@@ -193,17 +193,15 @@ def train_arms(run, upstream, num_steps):
             "num_parameters": 1_803_264 * num_backbones,
             "num_macs": 42_000_000 * num_backbones,
             "image_passes": passes,
-            "cpu_s": cpu_s,
             "chosen": name == "joint",
         }
-        for ref, (name, score, num_backbones, passes, cpu_s) in zip(
-            candidates,
-            [("joint", 1.0, 1, 480_000, 1.9 * 1_040), ("central", 1.04, 2, 520_000, 1.9 * 1_220)],
-            strict=True,
+        for ref, (name, score, num_backbones, passes) in zip(
+            candidates, [("joint", 1.0, 1, 480_000), ("central", 1.04, 2, 520_000)], strict=True
         )
     ]
+    times = {"cpu_s/joint": 1.9 * 1_040, "cpu_s/central": 1.9 * 1_220}
     files = {"candidates.json": json.dumps(rows).encode(), "weights.safetensors": bytes(2_000)}
-    chosen = run.commit("select", "generalist", "weights", [upstream, *candidates], files, wall_s=8.0)
+    chosen = run.commit("select", "generalist", "weights", [upstream, *candidates], files, facts=times, wall_s=8.0)
     finals = {arm: made[stages[-1][1]] for arm, stages in TRAINED.items()} | {"intern": chosen}
     return finals, chosen
 

@@ -93,6 +93,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         raise ConfigError(
             f"inputs.amateur: {inputs.one('amateur').uri} has no {TOKENIZER_FILE}; give an amateur's output"
         )
+    context.facts["mode"] = config.mode
     if config.mode != "none":
         from intern_vision.bench.dense_probe import compare_probes, probe_data
 

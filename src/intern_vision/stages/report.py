@@ -222,7 +222,7 @@ def _candidates(store: Store, record: Record) -> list[tuple[str, GeneralistCandi
                     num_parameters=int(row["num_parameters"]),
                     num_macs=int(row["num_macs"]),
                     image_passes=float(row["image_passes"]),
-                    cpu_s=float(row["cpu_s"]),
+                    cpu_s=float(record.facts[f"cpu_s/{row['name']}"]),
                     chosen=bool(row["chosen"]),
                 ),
             )

@@ -14,10 +14,10 @@ from intern_vision.stages.base import Inputs, StageContext, read_record
 from intern_vision.task import Family
 
 if TYPE_CHECKING:
+    from intern_vision.bench.table import ArmCost
     from intern_vision.models.vision import VisionModel
 
 CANDIDATES_FILE = "candidates.json"
-ARMS_FILE = "arms.json"
 CHOSEN_ARM = "intern"
 
 
@@ -42,11 +42,10 @@ class Config(base.Config):
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     """Scores the heads of the input ``candidates`` on the input ``data`` and commits the best one's weights.
 
-    Writes ``candidates.json``, a row a candidate, and ``arms.json``, the Ref of every candidate and of the
-    input ``others`` by name, with the chosen one as ``intern`` too.
+    Writes ``candidates.json``, a row a candidate.
 
     Raises:
-        ConfigError: no candidate, two models of one name, or candidates of different families.
+        ConfigError: no candidate, two of one name, or candidates of different families.
     """
     import torch
 
@@ -57,7 +56,9 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     candidates = inputs.many("candidates")
     if not candidates:
         raise ConfigError("inputs.candidates: expected 1 Ref or more, got none")
-    arms = _arms((*candidates, *inputs.many("others")))
+    names = [ref.name for ref in candidates]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"inputs.candidates: expected names that differ, got {', '.join(names)}")
     rows: list[dict[str, Any]] = []
     for ref in candidates:
         folder = context.fetch(ref)
@@ -74,27 +75,26 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         first = rows[0]["errors"] if rows else errors
         _check_families(ref, errors, first)
         score = relative_score(errors, first)
-        rows.append({"name": ref.name, "uri": ref.uri, "errors": errors, "score": score, **_cost(context, ref, folder)})
-        context.facts[f"score/{ref.name}"] = score
+        trained = _training(context, ref)
+        rows.append(
+            {
+                "name": ref.name,
+                "uri": ref.uri,
+                "errors": errors,
+                "score": score,
+                "image_passes": int(trained.image_passes),
+                **_size(folder),
+            }
+        )
+        # Times differ from run to run: outside the files, equal trainings give equal digests.
+        context.facts |= {f"score/{ref.name}": score, f"cpu_s/{ref.name}": trained.cpu_s}
         context.progress.say(f"{ref.name}: relative error {score:.3f}")
     best = min(range(len(rows)), key=lambda index: rows[index]["score"])
     rows = [row | {"chosen": index == best} for index, row in enumerate(rows)]
     _copy_model(context.fetch(candidates[best]), context.output_dir)
-    arms[CHOSEN_ARM] = candidates[best]
-    refs = {name: ref.to_dict() for name, ref in arms.items()}
     (context.output_dir / CANDIDATES_FILE).write_text(json.dumps(rows, indent=1))
-    (context.output_dir / ARMS_FILE).write_text(json.dumps(refs, indent=1))
     context.facts["chosen"] = candidates[best].name
     return context.commit("weights", config.name)
-
-
-def _arms(refs: tuple[Ref, ...]) -> dict[str, Ref]:
-    arms: dict[str, Ref] = {}
-    for ref in refs:
-        if ref.name in arms or ref.name == CHOSEN_ARM:
-            raise ConfigError(f"inputs: two models are called {ref.name!r}; give each stage a name of its own")
-        arms[ref.name] = ref
-    return arms
 
 
 def _check_families(ref: Ref, errors: dict[Family, float], first: dict[Family, float]) -> None:
@@ -104,22 +104,25 @@ def _check_families(ref: Ref, errors: dict[Family, float], first: dict[Family, f
         )
 
 
-def _cost(context: StageContext, ref: Ref, folder: Path) -> dict[str, int | float]:
-    """What a candidate costs to run, and what it and all that it was made from cost to train."""
+def _training(context: StageContext, ref: Ref) -> "ArmCost":
+    """What a candidate and all that it was made from cost to train."""
     from intern_vision.lineage import trace
-    from intern_vision.models.vision import VisionModel, read_spec
     from intern_vision.stages.report import arm_cost
 
     traced = trace(context.store, ref.uri)
     records = {uri: read_record(context.store, uri) for uri, node in traced.nodes.items() if node.kind != "missing"}
-    trained = arm_cost([traced], records)
+    return arm_cost([traced], records)
+
+
+def _size(folder: Path) -> dict[str, int]:
+    """What a candidate costs to run."""
+    from intern_vision.models.vision import VisionModel, read_spec
+
     family = next(iter(read_spec(folder).heads.values())).task.family
     model = VisionModel.load_family(folder, family)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.backbone.parameters()),
         "num_macs": _count_macs(model),
-        "image_passes": int(trained.image_passes),
-        "cpu_s": round(trained.cpu_s, 3),
     }
 
 
