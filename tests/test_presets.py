@@ -55,6 +55,8 @@ def test_small_gives_every_candidate_as_many_passes():
         step = config.generalists[name].image_passes // config.generalists[name].trainer.num_steps
         assert most - step < passes[name] <= most
     assert passes["clip-cpu"] > 1.5 * passes["clip"]
+    batch = config.amateur.trainer.batch_size
+    assert passes["clip"] - batch <= config.controls["joint-scratch"].image_passes <= passes["clip"]
     assert set(config.arms) > {*config.generalists, *config.controls, *config.baselines, "intern", "expert"}
     assert stage_config(config, "adapt", "flower", "joint-scratch")[1].recipes == ("frozen", "fine_tuned")
 
