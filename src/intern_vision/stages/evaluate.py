@@ -55,7 +55,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
             method=detail["method"],
         )
         context.facts[f"error/{protocol}"] = metrics["error"]
-        context.progress.say(f"error at {protocol} % of the labels: {100 * metrics['error']:.1f} %")
+        context.progress.say(f"error @{protocol}: {100 * metrics['error']:.1f} %")
     scores = Scores(dataset=data_ref.name, model=config.model_name, family=family, protocols=protocols)
     (context.output_dir / SCORES_FILE).write_text(scores.to_json())
     context.tracker.log_metrics(

@@ -99,10 +99,10 @@ def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores
         "",
     ]
     if scores is not None:
-        lines += ["## Scores on test images", "", "| labels | images | error | metrics |", "|---|---|---|---|"]
+        lines += ["## Scores on test images", "", "| protocol | images | error | metrics |", "|---|---|---|---|"]
         for protocol, score in scores.protocols.items():
             metrics = ", ".join(f"{key} {value:.4g}" for key, value in score.metrics.items() if key != "error")
-            lines.append(f"| {protocol} % | {score.num_train} | {100 * score.error:.1f} % | {metrics} |")
+            lines.append(f"| @{protocol} | {score.num_train} | {100 * score.error:.1f} % | {metrics} |")
         lines.append("")
     lines += [
         "## Use",
