@@ -13,7 +13,7 @@ from intern_vision.data.loader import ShardSource, evaluation_batches
 from intern_vision.data.shard import DatasetInfo, write_dataset
 from intern_vision.data.world import CONCEPTS, UPSTREAM, render
 from intern_vision.errors import ConfigError
-from intern_vision.models.vision import VisionModel, best_labelled_dir, read_tensors
+from intern_vision.models.vision import VisionModel, best_labelled_dir, read_spec, read_tensors
 from intern_vision.stages import adapt, prepare
 from intern_vision.stages.base import Inputs, fetch, run_stage
 from intern_vision.store import open_store
@@ -232,6 +232,37 @@ def test_a_dense_head_starts_from_what_upstream_heads_know(world, tmp_path, sets
         expected = known.heads[donor](features)["log_depth_B1HW"] - np.log(known.heads[donor].task.max_depth_m)
         found = dense_outputs(model, images_BCHW)["log_depth_B1HW"] - np.log(own.task.max_depth_m)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("segmenter", ["deeplab_v3", "upernet"])
+def test_a_context_module_is_carried_with_the_features_it_knows(world, tmp_path, sets, segmenter):
+    save_backbone(world, tmp_path / "upstream", ("segment",))
+    spec = read_spec(tmp_path / "upstream")
+    head = spec.heads["segment"].with_overrides({"config": {"segmenter": segmenter}})
+    VisionModel(spec.model_copy(update={"heads": {"segment": head}})).save(tmp_path / "upstream")
+    upstream = commit_folder(world.store_root, "expert", "weights", f"expert-{segmenter}", tmp_path / "upstream")
+    still = DENSE.model_copy(update={"learning_rate": 1e-12})
+    folder, _ = adapted(world, tmp_path, upstream, sets["seg_night"], shares=(1.0,), dense=still)
+    model, known = VisionModel.load(folder / "p100"), VisionModel.load(tmp_path / "upstream")
+    assert not model.spec.heads["segment"].frozen_features
+    own, donor = (read.heads["segment"].context.state_dict() for read in (model, known))
+    assert own.keys() == donor.keys()
+    assert all(torch.allclose(tensor.float(), donor[name].float(), atol=1e-6) for name, tensor in own.items())
+
+
+def test_what_was_adapted_can_be_adapted_again(world, tmp_path, sets):
+    upstream = save_backbone(world, tmp_path / "with-heads", ("depth",))
+    folder, _ = adapted(world, tmp_path, upstream, sets["depth_room"], shares=(1.0,))
+    again = commit_folder(world.store_root, "adapt", "weights", "adapted", folder / "p100")
+    still = DENSE.model_copy(update={"learning_rate": 1e-12})
+    inputs = Inputs(model=(again,), data=(sets["depth_room"],))
+    ref = run_stage("adapt", config_of(shares=(1.0,), dense=still), inputs, name="again")
+    model = VisionModel.load(fetch(open_store(world.store_root), ref, tmp_path / "again") / "p100")
+    source = source_of(world, sets["depth_room"], tmp_path, fields=())
+    images_BCHW = next(evaluation_batches(source, 8, Resize(AUGMENT)))["image_BCHW"]
+    expected = dense_outputs(VisionModel.load(folder / "p100"), images_BCHW)["log_depth_B1HW"]
+    # The statistics go on with the few batches of the second adaptation.
+    torch.testing.assert_close(dense_outputs(model, images_BCHW)["log_depth_B1HW"], expected, rtol=0.1, atol=0.1)
 
 
 def test_a_trunk_is_carried_only_where_it_is_asked_for(world, tmp_path, sets):

@@ -66,7 +66,7 @@ class Adaptation:
 
     def _fresh_model(self) -> VisionModel:
         torch.manual_seed(self.config.seed)
-        head = HeadSpec(task=self.task, config=self._head_config(), frozen_features=True)
+        head = HeadSpec(task=self.task, config=self._head_config(), frozen_features=self._standardises())
         spec = self._upstream.spec.to_dict() | {"heads": {self.task.family: head.to_dict()}, "text": None}
         model = VisionModel(ModelSpec.from_dict(spec))
         model.load_part(self.upstream_dir, "backbone")
@@ -86,6 +86,13 @@ class Adaptation:
         donor = self._upstream.heads[self._donor]
         common = [part for part in head.shared_prefixes() if part in donor.shared_prefixes()]
         return [part for part in common if shapes(head, part) == shapes(donor, part)]
+
+    def _standardises(self) -> bool:
+        """Whether the head reads standardised features; a carried trunk that cannot be rescaled reads what it read."""
+        if not self._donor:
+            return True
+        donor = self._upstream.heads[self._donor]
+        return "neck" in donor.shared_prefixes() or self._upstream.spec.heads[self._donor].frozen_features
 
     def _find_donor(self) -> str:
         """The upstream head whose label-independent parts the new head starts from; empty where there is none."""
@@ -150,8 +157,10 @@ class Adaptation:
 
     def _fit_dense_head(self, model: VisionModel, keys: Sequence[str], share: float) -> dict[str, Any]:
         dense = self.config.dense
-        if self._donor:
-            self._standardise_carried(model.heads[self.task.family], keys)
+        head = model.heads[self.task.family]
+        carried = self._carried_parts(head)
+        if "neck" in carried and "standardizers" not in carried:
+            self._standardise_carried(head, keys)
         num_steps = dense.num_steps_small if share < SMALL_SHARE else dense.num_steps_large
         job = TrainJob(
             objective=CachedFeaturesObjective(model),
