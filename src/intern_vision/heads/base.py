@@ -102,7 +102,7 @@ class MapHead(TaskHead):
     """A head that reads the finest map of a feature pyramid.
 
     Attributes:
-        neck: the pyramid; its weights fit any other map head with the same backbone and width.
+        neck: the pyramid; its weights fit any other map head with the same backbone, width and levels.
     """
 
     def __init__(
