@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from intern_vision.stages.base import Inputs
 
 STOP_FILE = "stop"
+EXIT_TIMEOUT_S = 5.0
 OTHER = "other"
 """Use of a stage whose result is known by its item alone, such as the baseline ``clip``."""
 ARM_OF_EXPERTS = "expert"
 """The arm that stands, on each dataset, for the expert of the dataset's own family."""
+_asked_to_stop = threading.Event()
 
 
 def paths(artifacts: Any) -> list[str]:
@@ -240,10 +242,17 @@ def _fail(name: str, message: str, exit_code: int, run_dir: str) -> NoReturn:
     Progress(name).failed(message, exit_code)
     if run_dir:
         (Path(run_dir) / STOP_FILE).touch()
+    if _asked_to_stop.is_set():
+        # The signal reached the processes of this step's pools too: one that died with a lock of a pool's queue in
+        # hand would keep the interpreter waiting at its end, when everything is saved and told already.
+        timer = threading.Timer(EXIT_TIMEOUT_S, os._exit, (exit_code,))
+        timer.daemon = True
+        timer.start()
     sys.exit(exit_code)
 
 
 def _stop(number: int, frame: Any) -> None:
+    _asked_to_stop.set()
     raise RetryableError("asked to stop; the same command resumes")
 
 

@@ -168,9 +168,10 @@ def _render_all(
     done = 0
     # spawn: a fork would copy the tracker's thread and its locks.
     workers = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=workers, initializer=die_with_parent) as pool:
-        waiting = iter(chunks)
-        pending: deque[Future[list[Sample]]] = deque()
+    pool = ProcessPoolExecutor(num_workers, mp_context=workers, initializer=die_with_parent)
+    waiting = iter(chunks)
+    pending: deque[Future[list[Sample]]] = deque()
+    try:
         while True:
             while len(pending) < 2 * num_workers and (chunk := next(waiting, None)) is not None:
                 pending.append(pool.submit(world.render, *chunk))
@@ -181,3 +182,6 @@ def _render_all(
             done += len(samples)
             if done % PROGRESS_EVERY == 0 or done == total:
                 context.progress.step(done, total, "images")
+    finally:
+        # Work is left only after a fault or a signal, which the workers got too: a dead one may never answer.
+        pool.shutdown(wait=not pending, cancel_futures=True)
