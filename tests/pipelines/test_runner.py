@@ -2,7 +2,9 @@ import fcntl
 import json
 import signal
 import stat
+from contextlib import suppress
 
+import psutil
 import pytest
 from running import LongRun, processes_of, seconds_until_gone
 
@@ -23,8 +25,12 @@ def local_run(tmp_path, **identity):
 
 def rendering(state):
     """Worker processes that have got as far as rendering."""
-    workers = [process for process in processes_of(state) if "spawn_main" in " ".join(process.cmdline())]
-    return [worker for worker in workers if sum(worker.cpu_times()[:2]) > 1.5]
+    found = []
+    for process in processes_of(state):
+        with suppress(psutil.Error):  # ended since it was listed
+            if "spawn_main" in " ".join(process.cmdline()) and sum(process.cpu_times()[:2]) > 1.5:
+                found.append(process)
+    return found
 
 
 def fail_at_services(monkeypatch):
