@@ -3,6 +3,7 @@ import json
 import pytest
 
 from intern_vision.data import world
+from intern_vision.data.settings import CLIP_CROP, MOCO_V2
 from intern_vision.errors import ConfigError
 from intern_vision.presets import PRESETS, resolve
 from intern_vision.run_config import BASELINE, CANDIDATE, DOWNSTREAM_SETS, RunConfig, stage_config
@@ -138,6 +139,12 @@ def test_models_are_called_what_the_arms_call_them():
     assert run.choices("cases")[:2] == ["flower/intern", "flower/clip"]
     with pytest.raises(ConfigError, match="what: expected one of downstream_sets, .* got 'arms'"):
         run.choices("arms")
+
+
+@pytest.mark.parametrize("preset", ["mn_b4", "mn_b15"])
+def test_paper_presets_make_views_as_the_source_does(preset):
+    run = resolve(preset)
+    assert run.amateur.augment == MOCO_V2 and run.baselines["clip"].augment == CLIP_CROP
 
 
 def test_one_seed_changes_every_training_and_no_image():

@@ -10,7 +10,7 @@ what a run costs.
 
 from typing import Any
 
-from intern_vision.data.settings import AugmentConfig
+from intern_vision.data.settings import CLIP_CROP, MOCO_V2, AugmentConfig
 from intern_vision.heads import HeadConfig
 from intern_vision.run_config import ARMS, BASELINE, RunConfig
 from intern_vision.stages import (
@@ -90,8 +90,8 @@ def _paper_run(
             **memory | changes,
         )
 
-    def view(size_px: int, num_views: int = 1) -> AugmentConfig:
-        return AugmentConfig(image_size_px=size_px, num_views=num_views)
+    def view(size_px: int) -> AugmentConfig:
+        return AugmentConfig(image_size_px=size_px)
 
     text = amateur.TextConfig(embedding_width=embedding_width)  # 12 blocks of width 512
     shared = {"text": text, "log_scale_range": log_scale_range}
@@ -124,9 +124,9 @@ def _paper_run(
             augment=view(512),
         ),
     }
-    main = amateur.Config(trainer=trainer(num_steps, batch_size, 1e-3), signals=signals, augment=view(224, 2), **shared)
+    main = amateur.Config(trainer=trainer(num_steps, batch_size, 1e-3), signals=signals, augment=MOCO_V2, **shared)
     local = amateur_local.Config(  # uncertain: what Up-A-L is made of is not readable
-        mode="pixpro", trainer=trainer(20_000, 1_024, 1e-4), augment=view(224, 2)
+        mode="pixpro", trainer=trainer(20_000, 1_024, 1e-4), augment=MOCO_V2
     )
     num_passes = main.image_passes + local.image_passes + sum(config.image_passes for config in experts.values())
     num_passes += max(config.image_passes for config in generalists.values())
@@ -134,7 +134,7 @@ def _paper_run(
         name=BASELINE,
         trainer=trainer(-(-num_passes // batch_size), batch_size, 1e-3),
         signals=CLIP_SIGNALS,
-        augment=view(224),
+        augment=CLIP_CROP,
         **shared,
     )
     return RunConfig(

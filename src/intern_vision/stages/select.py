@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from intern_vision.models.vision import VisionModel
 
 CANDIDATES_FILE = "candidates.json"
-CHOSEN_ARM = "intern"
 
 
 class Config(base.Config):
@@ -32,7 +31,7 @@ class Config(base.Config):
         precision: of the forward passes.
     """
 
-    name: str = CHOSEN_ARM
+    name: str = "intern"
     split: Literal["train", "val"] = "val"
     num_images: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
