@@ -63,7 +63,8 @@ class RunConfig(Config):
         controls: generalists that start from random weights, by name; they are compared but cannot be chosen.
         arms: models adapted to every downstream set: ``intern`` (the chosen generalist), ``clip``, ``amateur``,
             ``amateur-local``, ``expert`` (the expert of the set's family), ``expert-<family>``, or a name among
-            the generalists, baselines and controls.
+            the generalists, baselines and controls. Where ``intern`` is left out it has the scores of the
+            generalist that was chosen, if that one is there.
         fine_tuned_arms: those that are also fine-tuned.
         adapt: Down-A; the name is filled in.
         evaluate: scoring; the arm's name is filled in.
@@ -92,7 +93,7 @@ class RunConfig(Config):
     report: report.Config
 
     def image_passes(self) -> dict[str, int]:
-        """Image passes through backbones that each baseline, and each generalist with all before it, takes by name."""
+        """Image passes of each baseline, and of each generalist with all that it is made from, by name."""
         ours = generalist_passes(self.amateur, self.amateur_local, self.experts, self.generalists)
         return {name: config.image_passes for name, config in self.baselines.items()} | ours
 
@@ -150,10 +151,13 @@ def generalist_passes(
     experts: Mapping[Family, expert.Config],
     generalists: Mapping[str, generalist.Config],
 ) -> dict[str, int]:
-    """Image passes of each generalist and of all that any generalist is made from, by name."""
+    """Image passes of each generalist and of all that it is made from, by name."""
     shared = amateur.image_passes + amateur_local.image_passes
-    shared += sum(config.image_passes for config in experts.values())
-    return {name: shared + config.image_passes for name, config in generalists.items()}
+    of_experts = sum(config.image_passes for config in experts.values())
+    return {
+        name: shared + config.image_passes + (of_experts if config.needs_experts else 0)
+        for name, config in generalists.items()
+    }
 
 
 def stage_config(run: RunConfig, use: str, item: str = "", model: str = "") -> tuple[str, Config]:

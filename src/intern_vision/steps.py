@@ -61,7 +61,7 @@ def run_step(
         model: the arm, for adapt, evaluate and export.
         inputs: for each input name the files that hold its Refs.
     """
-    return _run(use, preset, overrides, output, item, model, lambda: _read_inputs(inputs or {}))
+    return _run(use, preset, overrides, output, item, model, lambda _: _read_inputs(inputs or {}))
 
 
 def train_step(use: str, preset: str, overrides: str, item: str, inputs: Mapping[str, Any], output: str) -> None:
@@ -80,10 +80,12 @@ def train_step(use: str, preset: str, overrides: str, item: str, inputs: Mapping
         output: file for the result's Ref.
     """
 
-    def read() -> "Inputs":
+    def read(config: Any) -> "Inputs":
         from intern_vision.run_config import STARTS_FROM_GLOBAL
 
         refs = _read_inputs({name: paths(artifacts) for name, artifacts in inputs.items()})
+        if use == "generalist" and not config.needs_experts:
+            refs.pop("experts", None)  # lineage and cost name only what it was made from
         local = refs.pop("amateur_local", ())
         if local and item not in STARTS_FROM_GLOBAL:
             refs["amateur"] = local + refs["amateur"] if use == "generalist" else local
@@ -108,7 +110,7 @@ def adapt_and_evaluate(
     """
     dataset, _, arm = case.partition("/")
 
-    def upstream_and_data() -> "Inputs":
+    def upstream_and_data(_: Any) -> "Inputs":
         from intern_vision.stages.base import Inputs, read_refs
 
         data = _named(read_refs(datasets), dataset)
@@ -116,7 +118,7 @@ def adapt_and_evaluate(
         name = _expert_for(data) if arm == ARM_OF_EXPERTS and len(upstream) > 1 else arm
         return Inputs({"model": (_named(upstream, name),), "data": (data,)})
 
-    def adapted_and_data() -> "Inputs":
+    def adapted_and_data(_: Any) -> "Inputs":
         from intern_vision.stages.base import Inputs, read_ref, read_refs
 
         return Inputs({"model": (read_ref(result),), "data": (_named(read_refs(datasets), dataset),)})
@@ -146,7 +148,7 @@ def gather_refs(files: Sequence[str], output: str) -> None:
 
 
 def _run(
-    use: str, preset: str, overrides: str, output: str, item: str, model: str, read: Callable[[], "Inputs"]
+    use: str, preset: str, overrides: str, output: str, item: str, model: str, read: Callable[[Any], "Inputs"]
 ) -> Ref:
     name = "-".join(part for part in (use if use != OTHER else "", model if item else "", item) if part)
 
@@ -156,7 +158,7 @@ def _run(
         from intern_vision.stages.base import run_stage
 
         stage, config = stage_config(resolve(preset, overrides), use, item, model)
-        return run_stage(stage, config, read(), name=name)
+        return run_stage(stage, config, read(config), name=name)
 
     ref = guarded(name, work)
     _write_ref(ref, output, name)

@@ -10,13 +10,19 @@ from intern_vision.store import join_uri, open_store
 from intern_vision.train.settings import DenseConfig, FineTuneConfig
 
 
-@pytest.fixture
-def reported(world, tmp_path):
+@pytest.fixture(params=["intern", "the chosen one's name"])
+def reported(world, tmp_path, request):
     """A real choice between two generalists, two arms adapted by both recipes and scored, and their report."""
     heads = ("multilabel", "detect")
     candidates = tuple(save_backbone(world, tmp_path / f"joint-{seed}", heads, seed=seed) for seed in (1, 2))
     chosen = run_stage("select", select.Config(precision="fp32"), Inputs(data=(world.upstream,), candidates=candidates))
-    arms = {"clip": save_backbone(world, tmp_path / "clip"), "intern": chosen}
+    store = open_store(world.store_root)
+    taken = read_record(store, chosen.uri).facts["chosen"]
+    arms = {"clip": save_backbone(world, tmp_path / "clip")}
+    if request.param == "intern":
+        arms["intern"] = chosen
+    else:
+        arms[taken] = next(ref for ref in candidates if ref.name == taken)
     scores = []
     for arm, model in arms.items():
         config = adapt.Config(
@@ -33,17 +39,19 @@ def reported(world, tmp_path):
         scores.append(run_stage("evaluate", scored, Inputs(model=(adapted,), data=(world.flower,)), name=config.name))
     inputs = Inputs(scores=tuple(scores), data=(world.flower,), selected=(chosen,))
     ref = run_stage("report", report.Config(num_examples=2), inputs)
-    store = open_store(world.store_root)
     candidates = json.loads(store.read(join_uri(chosen.uri, select.CANDIDATES_FILE)))
-    return fetch(store, ref, tmp_path / "report"), candidates, read_record(store, ref.uri)
+    return fetch(store, ref, tmp_path / "report"), candidates, read_record(store, ref.uri), list(arms)
 
 
 def test_real_outputs_become_a_table_and_a_page(reported):
-    folder, candidates, record = reported
+    folder, candidates, record, adapted = reported
     table = BenchmarkTable.from_json((folder / "table.json").read_text())
-    assert table.arms == ("clip", "intern")
-    assert table.columns == tuple(f"{arm}@{p}" for p in ("10", "100", "10+ft", "100+ft") for arm in ("clip", "intern"))
+    # A generalist that was adapted under its own name gives the candidate its scores.
+    shown = tuple(dict.fromkeys(("clip", "intern", *adapted)))
+    assert table.arms == shown
+    assert table.columns == tuple(f"{arm}@{p}" for p in ("10", "100", "10+ft", "100+ft") for arm in shown)
     (row,) = table.rows
+    assert row.errors["intern@10"] == row.errors[f"{adapted[1]}@10"]
     assert set(row.num_test.values()) == {24} and row.intervals.keys() == row.errors.keys()
     assert record.facts["error/classify/intern/10+ft"] == pytest.approx(row.errors["intern@10+ft"] / 100)
     page = (folder / "report.html").read_text()
@@ -52,4 +60,4 @@ def test_real_outputs_become_a_table_and_a_page(reported):
     assert page.count('<span class="tag">chosen</span>') == 1
     assert f'{taken["name"]} <span class="tag">chosen</span>' in page
     # Fresh weights: nothing was trained.
-    assert {arm: cost.image_passes for arm, cost in table.costs.items()} == {"clip": 0, "intern": 0}
+    assert {arm: cost.image_passes for arm, cost in table.costs.items()} == dict.fromkeys(shown, 0)

@@ -7,6 +7,7 @@ from intern_vision import config as base
 from intern_vision.bench.table import SCORES_FILE, Scores
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, Record, StageContext, read_record
+from intern_vision.stages.select import scored_arm
 
 REGISTERED_FILE = "registered.json"
 
@@ -19,7 +20,7 @@ class Config(base.Config):
         prefix: an adapted model is registered as this and its dataset's name.
         alias: alias that moves to each new version.
         adapted: whether adapted models are registered too.
-        arm: registers only the adapted models of this arm; empty for all.
+        arm: registers only the adapted models of this arm, or of the generalist chosen for it; empty for all.
     """
 
     generalist_name: str = "intern-generalist"
@@ -43,9 +44,12 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         context.progress.say("no MLFLOW_TRACKING_URI: models stay in the store, none is registered")
     else:
-        jobs = [(ref, config.generalist_name) for ref in inputs.many("generalist")]
+        generalists = inputs.many("generalist")
+        jobs = [(ref, config.generalist_name) for ref in generalists]
+        selected = read_record(context.store, generalists[0].uri) if generalists else None
+        arm = scored_arm(config.arm, {item.model for item in scores.values()}, selected)
         for ref in inputs.many("adapted") if config.adapted else ():
-            if not config.arm or (ref.uri in scores and scores[ref.uri].model == config.arm):
+            if not arm or (ref.uri in scores and scores[ref.uri].model == arm):
                 jobs.append((ref, config.prefix + _dataset_name(context, ref)))
         for number, (ref, name) in enumerate(jobs, start=1):
             version = _register(config, context, ref, name, scores.get(ref.uri))

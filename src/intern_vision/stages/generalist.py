@@ -128,6 +128,11 @@ class Config(base.Config):
         return (self.experts or self.families) if needs_experts else self.experts
 
     @property
+    def needs_experts(self) -> bool:
+        """Whether the result is made from any expert, be it for its heads alone."""
+        return self.mode != "random" and (self.heads_from_experts or bool(self.joined_families))
+
+    @property
     def passes_per_sample(self) -> tuple[int, int]:
         """Passes of a training image: forward and back, and forward alone through a source or a teacher.
 

@@ -20,7 +20,7 @@ from intern_vision.lineage import Lineage, render_svg, trace
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, Record, StageContext, flatten
 from intern_vision.stages.search import PICTURE_FILE, TRIALS_FILE
-from intern_vision.stages.select import CANDIDATES_FILE
+from intern_vision.stages.select import CANDIDATES_FILE, scored_arm
 from intern_vision.store import Store, join_uri
 from intern_vision.train.launch import HISTORY_FILE
 
@@ -83,13 +83,19 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     read: dict[str, Record] = {}
     lineages = {ref.uri: trace(store, ref.uri, read) for refs in inputs.values() for ref in refs}
     records = dict(sorted(read.items()))
-    scores = {ref.uri: _scores(store, ref) for ref in inputs.many("scores")}
+    scores = [(ref.uri, _scores(store, ref)) for ref in inputs.many("scores")]
+    selected = inputs.optional("selected")
+    arm = scored_arm(config.candidate, {item.model for _, item in scores}, records[selected.uri] if selected else None)
+    if arm != config.candidate:
+        scores += [
+            (uri, item.model_copy(update={"model": config.candidate})) for uri, item in scores if item.model == arm
+        ]
     chosen = {uri: _candidates(store, record) for uri, record in records.items() if record.stage == SELECT_STAGE}
     arms: dict[str, list[Lineage]] = {}
-    for uri, item in scores.items():
+    for uri, item in scores:
         arms.setdefault(item.model, []).append(lineages[uri])
     table = build_table(
-        scores.values(),
+        [item for _, item in scores],
         baseline=config.baseline,
         candidate=config.candidate,
         costs={model: arm_cost(traced, records, _chosen_uris(chosen)) for model, traced in arms.items()},
@@ -104,13 +110,15 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
             table=table,
             summary=_summary(config, records.values()),
             records=tuple(records.values()),
-            candidates=[candidate for _, candidate in _selection(chosen, inputs.optional("selected"))],
+            candidates=[candidate for _, candidate in _selection(chosen, selected)],
             searches=_searches(store, records.values()),
             dense_amateurs=_dense_amateurs(records.values()),
             data=[_sample_grid(context, ref, config.num_examples) for ref in inputs.many("data")],
             curves=_curves(store, records.values()),
             examples=_examples(store, scores, records, table),
-            lineages=_graphs(store, arms.get(config.candidate, []), records),
+            lineages=_graphs(
+                store, [*arms.get(config.candidate, []), *([lineages[selected.uri]] if selected else [])], records
+            ),
             registered=_registered(store, inputs.optional("registered")),
             limits=config.limits,
         )
@@ -306,7 +314,7 @@ def _sample_grid(context: StageContext, ref: Ref, num_examples: int) -> Picture:
 
 
 def _examples(
-    store: Store, scores: Mapping[str, Scores], records: Mapping[str, Record], table: BenchmarkTable
+    store: Store, scores: Sequence[tuple[str, Scores]], records: Mapping[str, Record], table: BenchmarkTable
 ) -> list[Examples]:
     found = []
     for row in table.rows:
@@ -316,7 +324,7 @@ def _examples(
         pictures = {
             model: store.read(join_uri(uri, name))
             for model in (table.candidate, table.baseline)
-            for uri, item in scores.items()
+            for uri, item in scores
             if (item.model, item.dataset) == (model, row.dataset) and name in records[uri].files
         }
         if pictures:

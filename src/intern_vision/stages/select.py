@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from intern_vision import config as base
 from intern_vision.errors import ConfigError
 from intern_vision.ref import Ref
-from intern_vision.stages.base import Inputs, StageContext, read_record
+from intern_vision.stages.base import Inputs, Record, StageContext, read_record
 from intern_vision.task import Family
 
 if TYPE_CHECKING:
@@ -94,6 +95,21 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     (context.output_dir / CANDIDATES_FILE).write_text(json.dumps(rows, indent=1))
     context.facts["chosen"] = candidates[best].name
     return context.commit("weights", config.name)
+
+
+def scored_arm(candidate: str, scored: Collection[str], selected: Record | None) -> str:
+    """The arm whose scores are the candidate's.
+
+    Args:
+        candidate: name of the selection's result.
+        scored: the arms that were adapted and scored.
+        selected: record of the selection.
+
+    Returns:
+        The candidate itself; where only what it was chosen from was adapted, the chosen one.
+    """
+    chosen = str(selected.facts.get("chosen", "")) if selected else ""
+    return chosen if candidate not in scored and chosen in scored else candidate
 
 
 def _check_families(ref: Ref, errors: dict[Family, float], first: dict[Family, float]) -> None:
