@@ -1,5 +1,6 @@
 """The made world: what is drawn depends on (seed, set, split, index) alone, and every label fits every other."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intern_vision.bench.protocol import stratified_share
 from intern_vision.data.sample import IGNORE_LABEL, Sample
 from intern_vision.data.world import (
     CONCEPT_PARENTS,
@@ -21,7 +23,7 @@ from intern_vision.data.world import (
     render,
 )
 from intern_vision.data.world_caption import Described, caption_scene
-from intern_vision.data.world_names import BACKGROUNDS, COLOURS, FAMILIES, SHAPES, TEXTURES
+from intern_vision.data.world_names import BACKGROUNDS, COLOURS, FAMILIES, SHAPES, SPECIES, TEXTURES
 from intern_vision.data.world_scene import (
     FIRST_OBJECT,
     GROUND,
@@ -117,7 +119,7 @@ def check_labels(world_set: WorldSet, sample: Sample) -> None:
 
 def test_the_sets_are_those_of_the_benchmark() -> None:
     families = {name: set(world_set.tasks) for name, world_set in DOWNSTREAM.items()}
-    classify = ("flower", "texture", "count", "relation", "sketch", "digits")
+    classify = ("flower", "texture", "count", "relation", "sketch", "digits", "species")
     assert families == {
         **{name: {"classify"} for name in classify},
         "det_novel": {"detect"},
@@ -126,10 +128,22 @@ def test_the_sets_are_those_of_the_benchmark() -> None:
         "seg_mosaic": {"segment"},
         "depth_room": {"depth"},
     }
-    sizes = {(s.num_train, s.num_val, s.num_test) for name, s in DOWNSTREAM.items() if name != "digits"}
+    own_sizes = ("digits", "species")
+    sizes = {(s.num_train, s.num_val, s.num_test) for name, s in DOWNSTREAM.items() if name not in own_sizes}
     assert sizes == {(2000, 0, 1000)}
     assert (UPSTREAM.num_train, UPSTREAM.num_val, UPSTREAM.num_test) == (30_000, 1_000, 0)
     assert set(UPSTREAM.tasks) == {"multilabel", "detect", "segment", "depth"}
+
+
+def test_species_are_many_easy_and_two_images_a_class_at_ten_percent() -> None:
+    species = DOWNSTREAM["species"]
+    assert len(set(SPECIES)) == species.tasks["classify"].num_classes == 102
+    for one, other in itertools.combinations(SPECIES, 2):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) >= 2
+    samples = render(species, 0, "train", range(species.num_train), 16)
+    drawn = stratified_share([s.key for s in samples], [s.label for s in samples], 0.1, 2021)
+    labels = {sample.key: sample.label for sample in samples}
+    assert Counter(labels[key] for key in drawn) == dict.fromkeys(range(102), 2)
 
 
 def test_downstream_label_names_are_new() -> None:

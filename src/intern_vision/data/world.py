@@ -1,4 +1,4 @@
-"""The made world: one upstream set with every kind of supervision and eleven downstream sets, drawn on demand.
+"""The made world: one upstream set with every kind of supervision and twelve downstream sets, drawn on demand.
 
 It stands in for the pre-training data of INTERN (arXiv 2111.08687) and for the downstream sets of its benchmark,
 GV-B, in the same four task families: the downstream sets differ from upstream in domain and label space, so that
@@ -8,7 +8,7 @@ what it is drawn with.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from intern_vision.data.world_names import (
     NOVEL_TEXTURES,
     SHAPES,
     SKETCH_SHAPES,
+    SPECIES_NAMES,
 )
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.task import Family, Task
@@ -99,6 +100,12 @@ UPSTREAM = WorldSet(
     description="1-3 textured objects on a ground plane; captions, 48 concepts, boxes, masks and metric depth",
 )
 
+_SPECIES = replace(
+    _downstream("species", "classify", SPECIES_NAMES, "102 easy flower species; two images of each at 10 %"),
+    num_train=20 * len(SPECIES_NAMES),
+    num_test=10 * len(SPECIES_NAMES),
+)
+
 _DIGITS = WorldSet(
     name="digits",
     tasks={"classify": Task(family="classify", class_names=tuple("0123456789"))},
@@ -124,6 +131,7 @@ DOWNSTREAM: dict[str, WorldSet] = {
         ),
         _downstream("sketch", "classify", SKETCH_SHAPES, "line drawings, at times inverted"),
         _DIGITS,
+        _SPECIES,
         _downstream("det_novel", "detect", NOVEL_SHAPES, "unseen composite shapes at dusk or in a studio"),
         _downstream("det_thermal", "detect", FAMILIES, "warm objects in inverted, blurred grey images"),
         _downstream("seg_night", "segment", (*FAMILIES, "ground", "sky"), "the upstream places at night"),

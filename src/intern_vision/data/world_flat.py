@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intern_vision.data.world_caption import pick
-from intern_vision.data.world_names import NOVEL_TEXTURES, SKETCH_SHAPES
+from intern_vision.data.world_names import COLOUR_RGB, NOVEL_TEXTURES, SKETCH_SHAPES, SPECIES
 from intern_vision.data.world_scene import Colour, any_tint, contrasting_tint, expose, jitter_tint
 from intern_vision.data.world_shapes import sample_distance, sample_texture
 
@@ -27,6 +27,20 @@ def flower(rng: Rng, label: int, size_px: int) -> dict[str, Any]:
     _stamp(image, f"flower{label + 3}", radius_px, centre, float(rng.uniform(-np.pi, np.pi)), petals)
     _stamp(image, "disc", radius_px * float(rng.uniform(0.2, 0.3)), centre, 0.0, contrasting_tint(rng, petals))
     return {"label": label, "image": expose(rng, image, 0.04, _CAST)}
+
+
+def species(rng: Rng, label: int, size_px: int) -> dict[str, Any]:
+    """One flower of a species on dark leaves: easy classes, but many, and alike but for two details or more."""
+    num_petals, outer, inner, centre_shape = SPECIES[label]
+    image = _gradient(rng, size_px) * np.float32([0.1, 0.22, 0.1]) + np.float32([0.02, 0.05, 0.02])
+    radius_px = size_px * float(rng.uniform(0.38, 0.45))
+    centre = tuple(rng.uniform(0.46, 0.54, 2) * size_px)
+    petals, heart = (jitter_tint(rng, COLOUR_RGB[colour]) for colour in (outer, inner))
+    _stamp(image, f"flower{num_petals}", radius_px, centre, float(rng.uniform(-np.pi, np.pi)), petals)
+    # A rim of the leaves' colour: a petal and a centre of one lightness stay two things.
+    _stamp(image, "disc", 0.42 * radius_px, centre, 0.0, (0.06, 0.12, 0.06))
+    _stamp(image, centre_shape, 0.34 * radius_px, centre, float(rng.uniform(-0.2, 0.2)), heart)
+    return {"label": label, "image": expose(rng, image, 0.03, _CAST)}
 
 
 def count(rng: Rng, label: int, size_px: int) -> dict[str, Any]:

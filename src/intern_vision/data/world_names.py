@@ -47,6 +47,29 @@ SKETCH_SHAPES = (
     "bolt",
 )
 
+CENTRE_SHAPES = ("disc", "ring", "square", "cross")
+NUM_SPECIES = 102
+"""As many as Flowers-102 has."""
+
+
+def _species() -> tuple[tuple[int, str, str, str], ...]:
+    """Flower species that differ from each other in two things or more; each that does is taken, in a mixed order."""
+    colours, petals = tuple(COLOUR_RGB), range(3, 9)
+    found: list[tuple[int, str, str, str]] = []
+    for number in range(len(petals) * len(colours) ** 2 * len(CENTRE_SHAPES)):
+        rest, petal = divmod(number * 577, len(petals))  # a prime that divides no count: every flower comes once
+        rest, outer = divmod(rest, len(colours))
+        rest, inner = divmod(rest, len(colours))
+        one = (petals[petal], colours[outer], colours[inner], CENTRE_SHAPES[rest % len(CENTRE_SHAPES)])
+        if one[1] != one[2] and all(sum(a != b for a, b in zip(one, other, strict=True)) >= 2 for other in found):
+            found.append(one)
+    return tuple(found[:NUM_SPECIES])
+
+
+SPECIES = _species()
+"""Number of petals, their colour, the centre's colour and the centre's shape of each species."""
+SPECIES_NAMES = tuple(f"{petals} {outer} petals, {inner} {centre}" for petals, outer, inner, centre in SPECIES)
+
 MAX_DEPTH_M = 10.0
 
 SYNONYMS: dict[str, str] = {

@@ -259,6 +259,7 @@ def _num_objects(rng: Rng) -> int:
 PAINTERS: dict[str, Painter] = {
     "upstream": _upstream,
     "flower": world_flat.flower,
+    "species": world_flat.species,
     "texture": world_flat.texture,
     "count": world_flat.count,
     "relation": _relation,
