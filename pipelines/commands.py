@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from intern_vision.config import canonical_json, parse_json_object, text_digest
+from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands
 from intern_vision.console import StageProgress, reporting_errors, show
-from intern_vision.errors import ConfigError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 Preset = Annotated[str, typer.Option("--preset", help="smoke, nano or small.")]
@@ -19,18 +17,17 @@ Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Refuse (or a
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded servers running.")]
 Ranks = Annotated[int, typer.Option("--num-ranks", min=1, help="Training processes.")]
 DEFAULT_RANKS = min(2, os.cpu_count() or 1)
-DEFAULT_MODEL = "models:/intern-generalist@candidate"
 LONGEST_TABLE = 80
 """Lines of a table that are printed whole."""
-RESERVED_NAMES = ("upstream", "generalist")
-"""The upstream dataset, and what an adapted model must not be registered as."""
 
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands; the entry point."""
     app.command()(run)
-    app.command()(adapt)
+    adapt_commands.register(app)
     app.command(name="compile")(compile_)
+    benchmark_commands.register(app)
+    cluster_commands.register(app)
 
 
 def run(
@@ -45,47 +42,14 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run INTERN end to end on this machine: data, search, amateur, experts, generalist, adaptation, report."""
+    from intern_pipelines.runner import check_run_name
     from intern_vision.presets import resolve
 
     with reporting_errors(debug, as_json):
         config = resolve(preset, override)
-        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-            raise ConfigError(f"--name: expected up to 63 letters, digits, dots, dashes or underscores, got {name!r}")
+        check_run_name(name or preset)
         arguments = {"preset": preset, "overrides": override}
         _execute("intern", name or preset, arguments, config.to_dict(), state_dir, num_ranks, resume, keep, as_json)
-
-
-def adapt(
-    data: Annotated[
-        Path, typer.Option("--data", exists=True, help="Image folder, COCO json, labels.csv, masks or depth.")
-    ],
-    model: Annotated[str, typer.Option("--model", help="Registered model to start from.")] = DEFAULT_MODEL,
-    name: Annotated[str, typer.Option("--name", help="Name of the dataset; the folder's where empty.")] = "",
-    preset: Preset = "nano",
-    override: Override = "",
-    resume: Resume = True,
-    keep: Keep = False,
-    state_dir: StateDir = DEFAULT_STATE,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Adapt a registered model to your own labelled images and register the result."""
-    from intern_vision.presets import resolve
-
-    with reporting_errors(debug, as_json):
-        dataset = _dataset_name(name or data.absolute().stem)
-        changes = {
-            "downstream": {"path": str(data.absolute()), "content_digest": _content_digest(data)},
-            "adapt": {"shares": [1.0]},
-        }
-        own = parse_json_object(override, "overrides") if override.strip() else {}
-        for section, values in changes.items():
-            given = own.get(section, {})
-            own[section] = values | given if isinstance(given, dict) else given
-        config = resolve(preset, json.dumps(own))
-        arguments = {"datasets": [dataset], "model": model, "preset": preset, "overrides": json.dumps(own)}
-        identity = {"data": config.downstream.to_dict(), "adapt": config.adapt.to_dict(), "model": model}
-        _execute("adapt", f"adapt-{dataset}", arguments, identity, state_dir, 1, resume, keep, as_json)
 
 
 def compile_(
@@ -136,7 +100,7 @@ def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
     report, table, text = files
     names = [f"{model['name']}@{model['alias']}" for model in registered]
     state = "" if str(local_run.state_dir) == str(DEFAULT_STATE) else f" --state-dir {local_run.state_dir}"
-    lines = [_printable(text), "", f"report     {report}"]
+    lines = [printable(text), "", f"report     {report}"]
     lines.append(f"models     {', '.join(names) or 'none registered'}")
     lines.append(f"MLflow     {local_run.servers.mlflow_uri if keep else f'intern up{state} shows its address'}")
     if names:
@@ -146,7 +110,7 @@ def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
     return value, lines
 
 
-def _printable(path: Path) -> str:
+def printable(path: Path) -> str:
     """The table's text; of a long one the family means, and where the rest is."""
     from intern_vision.bench.table_text import SETS_HEADING
 
@@ -155,18 +119,3 @@ def _printable(path: Path) -> str:
     if not cut or len(text.splitlines()) <= LONGEST_TABLE:
         return text
     return f"{means.rstrip()}\n\nthe table by set: {path}"
-
-
-def _dataset_name(text: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if not name:
-        raise ConfigError(f"--name: expected letters or digits, got {text!r}")
-    if name in RESERVED_NAMES:
-        raise ConfigError(f"--name: {name!r} is taken by INTERN itself; give the dataset another name")
-    return name
-
-
-def _content_digest(data: Path) -> str:
-    """Digest of names, sizes and times of the files: changed data is prepared anew."""
-    files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
-    return text_digest(canonical_json([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]))

@@ -16,6 +16,14 @@ S3_SECRET = "intern-s3"
 SETTINGS = "intern-settings"
 """ConfigMap with the addresses of the store and of MLflow."""
 
+MLFLOW_SECRET = "intern-mlflow"
+"""Secret with MLflow's login."""
+
+AUTHORITIES = "intern-ca"
+"""ConfigMap with the certificates of private authorities; the setting ``ca-bundle`` names the file."""
+
+AUTHORITIES_FOLDER = "/etc/intern/ca"
+
 _SECRET_KEYS = {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"}
 _SETTING_KEYS = {
     "s3-endpoint": "INTERN_S3_ENDPOINT",
@@ -23,6 +31,11 @@ _SETTING_KEYS = {
     "store": "INTERN_STORE",
     "mlflow-uri": "MLFLOW_TRACKING_URI",
 }
+_LOGIN_KEYS = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
+_OPTIONAL_SETTING_KEYS = (
+    {"s3-checksums": "AWS_REQUEST_CHECKSUM_CALCULATION", "ca-bundle": "AWS_CA_BUNDLE"},
+    {"s3-checksums": "AWS_RESPONSE_CHECKSUM_VALIDATION", "ca-bundle": "MLFLOW_TRACKING_SERVER_CERT_PATH"},
+)
 _SHM_SIZE = "2Gi"
 _RETRY = {
     "maxRetryCount": 3,
@@ -36,7 +49,8 @@ def step(task: dsl.PipelineTask, name: str, *, trains: bool = False) -> dsl.Pipe
     """Names a task and gives its pod addresses and credentials; training pods also get shared memory.
 
     Kubeflow's own cache is off: it knows neither that an alias moved nor that the code in an image changed,
-    and a stage finds its committed output by itself.
+    and a stage finds its committed output by itself. Secrets are optional: with a cloud role there are none, and where
+    one is missing by mistake the step says so, while a pod that waits for a Secret says nothing.
 
     Args:
         task: a component in a pipeline.
@@ -45,8 +59,12 @@ def step(task: dsl.PipelineTask, name: str, *, trains: bool = False) -> dsl.Pipe
     """
     task.set_display_name(name)
     task.set_caching_options(False)
-    kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_SECRET_KEYS)
+    kubernetes.use_secret_as_env(task, secret_name=S3_SECRET, secret_key_to_env=_SECRET_KEYS, optional=True)
+    kubernetes.use_secret_as_env(task, secret_name=MLFLOW_SECRET, secret_key_to_env=_LOGIN_KEYS, optional=True)
     kubernetes.use_config_map_as_env(task, config_map_name=SETTINGS, config_map_key_to_env=_SETTING_KEYS)
+    for keys in _OPTIONAL_SETTING_KEYS:
+        kubernetes.use_config_map_as_env(task, config_map_name=SETTINGS, config_map_key_to_env=keys, optional=True)
+    kubernetes.use_config_map_as_volume(task, config_map_name=AUTHORITIES, mount_path=AUTHORITIES_FOLDER, optional=True)
     if trains:
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=_SHM_SIZE

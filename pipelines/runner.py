@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,8 @@ class LocalRun:
     def _copy_results(self) -> None:
         """Keeps what people look at in the run's folder: the servers may be gone afterwards."""
         for step, names in RESULT_FILES.items():
+            if step not in self.steps():  # the benchmark registers nothing
+                continue
             uri = self.ref(step).uri
             for name in names:
                 target = self.run_dir / step / name
@@ -211,6 +214,12 @@ class LocalRun:
             raise _error_of(first["exit_code"])(f"{first['stage']}: {first['note']} (log: {self.log_path})")
         if code:
             raise InternError(f"run {self.name} ended with code {code}; see {self.log_path}")
+
+
+def check_run_name(name: str) -> None:
+    """Raises ConfigError where a run's name cannot be the name of its folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ConfigError(f"--name: expected up to 63 letters, digits, dots, dashes or underscores, got {name!r}")
 
 
 class _Events:

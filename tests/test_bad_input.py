@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_data
 import pytest
 from helpers import set_environment
 from running import clean_environment, error_line, intern, processes_of, read_events
@@ -83,6 +84,22 @@ def test_wrong_credentials(s3, tmp_path):
 def test_tracking_server_away_at_the_start_of_a_run(tmp_path):
     # Models are registered there at the end: the run says so now, not after the training.
     line = refused("run", "--preset", "smoke", "--state-dir", tmp_path, exit_code=75, MLFLOW_TRACKING_URI=CLOSED)
+    assert line == f"error: MLFLOW_TRACKING_URI: no answer from {CLOSED}; start it or correct the address"
+    assert processes_of(tmp_path) == []
+
+
+def test_own_data_is_refused_before_anything_starts(tmp_path):
+    shapes = own_data.image_folder(tmp_path / "shapes")
+    (shapes / "blob").mkdir()
+    line = refused("adapt", "--data", shapes, "--preset", "smoke", "--state-dir", tmp_path / "state")
+    assert line == "error: class 'blob': the folder has no image; add images or remove the folder"
+    assert not (tmp_path / "state").exists()
+
+
+def test_tracking_server_away_at_the_start_of_an_adaptation(tmp_path):
+    shapes = own_data.image_folder(tmp_path / "shapes")
+    arguments = ["adapt", "--data", shapes, "--preset", "smoke", "--state-dir", tmp_path / "state"]
+    line = refused(*arguments, exit_code=75, MLFLOW_TRACKING_URI=CLOSED)
     assert line == f"error: MLFLOW_TRACKING_URI: no answer from {CLOSED}; start it or correct the address"
     assert processes_of(tmp_path) == []
 

@@ -68,9 +68,25 @@ def test_one_head_can_be_asked(model, pictures, tmp_path):
 
 def test_file_that_is_no_picture_is_named(model, pictures, tmp_path):
     (tmp_path / "c.jpg").write_bytes(b"hello")
-    with pytest.raises(DataError, match=r"c\.jpg: not a picture that can be read"):
+    with pytest.raises(DataError, match=r"c\.jpg: cannot be decoded as an image"):
         predict_files(model, [pictures[0], tmp_path / "c.jpg"], tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_and_an_address_are_asked_too(model, pictures, tmp_path):
+    rows = predict_files(model, [tmp_path / "other", pictures[1]], tmp_path / "out", "classify")
+    assert [row["image"] for row in rows] == [str(pictures[2]), str(pictures[1])]
+    with pytest.raises(DataError, match="no such file or folder"):
+        predict_files(model, [tmp_path / "gone.png"], tmp_path / "out", "classify")
+    with pytest.raises(DataError, match="http://nowhere.invalid/a.jpg: cannot be reached"):
+        predict_files(model, ["http://nowhere.invalid/a.jpg"], tmp_path / "out", "classify")
+
+
+def test_a_model_without_heads_says_so(pictures, tmp_path):
+    VisionModel(ModelSpec(genotype=GENOTYPE, image_size_px=SIZE_PX)).save(tmp_path / "weights")
+    ref = commit_folder(f"file://{tmp_path}/store", "amateur", "weights", "amateur", tmp_path / "weights")
+    with pytest.raises(ConfigError, match="has no head that could answer"):
+        predict_files(ref.uri, pictures, tmp_path / "out", None)
 
 
 def test_missing_weights_are_named(pictures, tmp_path):

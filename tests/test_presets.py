@@ -76,6 +76,7 @@ def test_small_gives_every_candidate_as_many_passes():
         ),
         ({"generalists": {"joint": {"trainer": {"num_steps": 99}}}}, "baselines.clip.* generalist joint 1712, so give"),
         ({"arms": ["intern", "clip", "expert", "vit"]}, "arms: expected names among intern, .*, got 'vit'"),
+        ({"adapt": {"recipes": ["multi_stage"]}}, "codebook: expected its settings, {} for the usual ones"),
         ({"fine_tuned_arms": ["expert"]}, "fine_tuned_arms: expected names among intern, clip, got 'expert'"),
         ({"amateur": {"trainer": {"num_step": 3}}}, "amateur.trainer.num_step: unknown key; known .*num_steps"),
         ({"upsteam": {}}, "upsteam: unknown key; known keys here: .*upstream"),

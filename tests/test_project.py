@@ -21,7 +21,7 @@ PACKAGES = {"intern_vision": "src/intern_vision", "intern_components": "componen
 CODE_FOLDERS = (*PACKAGES.values(), "tests", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A distribution that another one brings along as its other half.
-COMES_WITH = {"botocore": "boto3", "urllib3": "requests"}
+COMES_WITH = {"botocore": "boto3", "kfp-server-api": "kfp", "urllib3": "requests"}
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -78,7 +78,7 @@ def test_only_one_file_knows_kfp_kubernetes():
 
 
 def test_every_import_is_a_declared_dependency():
-    declared = set(requirements())
+    declared = set(requirements("onnx"))
     providers = importlib.metadata.packages_distributions()
     undeclared = set()
     for path in python_files(*PACKAGES.values()):
@@ -99,7 +99,7 @@ def test_every_dependency_has_bounds_and_constraints_fulfil_them():
             name, version = line.split("==")
             assert "+" not in version, f"{line}: a local version shuts out other machines"
             pinned[plain(name)] = Version(version)
-    for name, requirement in requirements("dev").items():
+    for name, requirement in requirements("dev", "onnx").items():
         operators = {specifier.operator for specifier in requirement.specifier}
         assert {">=", "<"} <= operators, f"{requirement}: needs a lower and an upper bound"
         assert name in pinned, f"{name}: not in constraints.txt; run make lock"

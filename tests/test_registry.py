@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pycocotools.mask
 import pytest
 
 from intern_vision.data.codec import decode_map, encode_jpeg, encode_png
@@ -27,14 +28,14 @@ TASKS = {
     "regions": Task(family="segment", class_names=("ground", "sky", "sea")),
     "metres": Task(family="depth", max_depth_m=10.0),
 }
+GENES = [StageGene(operator="mbconv", expansion=2, width=width, num_blocks=1, stride=2) for width in (8, 16, 16)]
+GENOTYPE = Genotype(stem_width=8, stages=tuple(GENES), head_width=0)
 PARENT = Ref(kind="weights", name="expert", uri="s3://bucket/expert-1", digest="ab" * 32, num_bytes=1, parents=())
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    genes = [StageGene(operator="mbconv", expansion=2, width=width, num_blocks=1, stride=2) for width in (8, 16, 16)]
-    genotype = Genotype(stem_width=8, stages=tuple(genes), head_width=0)
-    spec = ModelSpec(genotype=genotype, image_size_px=32, heads={k: HeadSpec(task=task) for k, task in TASKS.items()})
+    spec = ModelSpec(genotype=GENOTYPE, image_size_px=32, heads={k: HeadSpec(task=task) for k, task in TASKS.items()})
     folder = tmp_path_factory.mktemp("model")
     VisionModel(spec).save(folder)
     return folder
@@ -104,9 +105,26 @@ def test_a_registered_model_is_complete_quick_and_silent(services, model_dir, im
     assert (folder / "README.md").read_text() == "# Newer"
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".bin")]
     assert "intern-vision==" in (folder / "requirements.txt").read_text()
-    signature = Model.load(str(folder)).signature
-    assert signature.inputs.input_names() == ["image"]
-    assert signature.params.to_dict()[0]["name"] == "head"
+    saved = Model.load(str(folder))
+    assert saved.signature.inputs.input_names() == ["image"]
+    defaults = {each["name"]: each["default"] for each in saved.signature.params.to_dict()}
+    assert defaults == {"head": "", "min_score": 0.05, "top_k": 5, "mask": "coco_rle"}
+    assert saved.load_input_example(str(folder)).columns.tolist() == ["image"]
+    heads = {head: Task.from_dict(task) for head, task in saved.metadata["heads"].items()}
+    assert heads == TASKS
+
+
+def test_a_failed_registration_leaves_no_name_behind(services, model_dir, images, monkeypatch):
+    from mlflow import MlflowClient
+
+    def refuse(*arguments, **options):
+        raise OSError("the line broke")
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
+    name = f"intern-{uuid.uuid4().hex[:8]}"
+    with pytest.raises(OSError, match="the line broke"):
+        register(model_dir, images[0], name)
+    assert MlflowClient().search_registered_models(f"name = '{name}'") == []
 
 
 def test_a_fresh_process_loads_the_model_and_agrees(services, model_dir, images, tmp_path):
@@ -117,23 +135,27 @@ def test_a_fresh_process_loads_the_model_and_agrees(services, model_dir, images,
     code = (
         "import json, sys, pandas as pd, mlflow.pyfunc as pyfunc\n"
         "model = pyfunc.load_model(sys.argv[1])\n"
-        "rows = pd.DataFrame({'image': [sys.argv[2], open(sys.argv[2], 'rb').read()]})\n"
-        "print(json.dumps([model.predict(rows), model.predict(rows, params={'head': 'classes'})]))"
+        "path = sys.argv[2]\n"
+        "data = open(path, 'rb').read()\n"
+        "rows = pd.DataFrame({'image': [path, data]})\n"
+        "others = model.predict([{'image': path}]) + model.predict({'image': [path, path]})\n"
+        "print(json.dumps([model.predict(rows) + others, model.predict(rows, params={'head': 'classes'})]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, f"models:/{name}@candidate", str(path)], capture_output=True, text=True, check=True
     )
     everything, classes = json.loads(done.stdout.splitlines()[-1])
     scores = VisionModel.load(model_dir).predict([images[1]], "classes")["classes"][0].scores
-    for row in (everything[0], everything[1], classes[0]):
+    assert len(everything) == 5
+    for row in (*everything, classes[0]):
         assert row["classes"]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
         assert row["classes"]["label"] == TASKS["classes"].class_names[int(scores.argmax())]
     assert set(everything[0]) == set(TASKS)
     assert set(classes[0]) == {"classes"}
 
 
-def test_only_people_make_a_champion(model_dir, images):
-    with pytest.raises(ConfigError, match="champion"):
+def test_only_promotion_makes_a_champion(model_dir, images):
+    with pytest.raises(ConfigError, match="alias: champion is given by `intern promote` alone"):
         register(model_dir, images[0], "intern-generalist", alias="champion")
     with pytest.raises(ConfigError, match="expected intern-generalist"):
         register(model_dir, images[0], "generalist")
@@ -190,7 +212,7 @@ def test_answers_hold_what_the_model_said(served, model_dir, images):
     for row, answer in enumerate(answers):
         classes = said["classes"][row]
         assert answer["classes"]["label"] == TASKS["classes"].class_names[classes.label]
-        assert [each["score"] for each in answer["classes"]["top5"]] == sorted(map(float, classes.scores), reverse=True)
+        assert [each["score"] for each in answer["classes"]["top"]] == sorted(map(float, classes.scores), reverse=True)
         present = {
             name for name, score in zip(("red", "green"), said["concepts"][row].scores, strict=True) if score >= 0.5
         }
@@ -198,13 +220,22 @@ def test_answers_hold_what_the_model_said(served, model_dir, images):
         np.testing.assert_array_equal(answer["boxes"]["boxes"], said["boxes"][row].boxes)
         assert answer["boxes"]["labels"] == [("cat", "dog")[label] for label in said["boxes"][row].labels]
         regions = answer["regions"]
-        mask = np.repeat(regions["values"], regions["lengths"]).reshape(regions["size_px"])
+        mask = np.full(regions["size_px"], 255, np.uint8)
+        for segment in regions["segments"]:
+            # The oracle: what COCO's own reader makes of the run lengths.
+            inside = pycocotools.mask.decode(segment["segmentation"]) > 0
+            assert (mask[inside] == 255).all() and inside.sum() == segment["area_px"]
+            mask[inside] = TASKS["regions"].class_names.index(segment["label"])
         np.testing.assert_array_equal(mask, said["regions"][row].mask)
         metres = answer["metres"]
         depth = decode_map(base64.b64decode(metres["png16"])) * metres["scale_m"]
         np.testing.assert_allclose(depth, said["metres"][row].depth, atol=10.0 / 65535)
-    few = served.predict(None, np.stack(images), {"min_score": 1.0})
+    few = served.predict(None, np.stack(images), {"min_score": 1.0, "top_k": 2, "mask": "png"})
     assert few[0]["boxes"]["boxes"] == []
+    assert few[0]["classes"]["top"] == answers[0]["classes"]["top"][:2]
+    png = decode_map(base64.b64decode(few[0]["regions"]["png"]))
+    np.testing.assert_array_equal(png, said["regions"][0].mask)
+    assert few[0]["regions"]["class_names"] == list(TASKS["regions"].class_names)
 
 
 def test_faults_name_the_row_or_the_field(served, images):
@@ -220,5 +251,20 @@ def test_faults_name_the_row_or_the_field(served, images):
         served.predict(None, pd.DataFrame({"picture": [good]}))
     with pytest.raises(MlflowException, match="head: expected one of"):
         served.predict(None, [good], {"head": "none"})
-    with pytest.raises(MlflowException, match="params.hed"):
-        served.predict(None, [good], {"hed": "classes"})
+    for params, line in {
+        ("hed", "classes"): "params.hed: unknown",
+        ("mask", "runs"): "params.mask: expected one of coco_rle, png, got 'runs'",
+        ("top_k", 0): "params.top_k: expected a number >= 1, got 0",
+    }.items():
+        with pytest.raises(MlflowException, match=line):
+            served.predict(None, [good], dict([params]))
+
+
+def test_a_model_without_heads_says_so(tmp_path):
+    from intern_vision.serving import MODEL_ARTIFACT, InternModel
+
+    VisionModel(ModelSpec(genotype=GENOTYPE, image_size_px=32)).save(tmp_path)
+    model = InternModel()
+    model.load_context(SimpleNamespace(artifacts={MODEL_ARTIFACT: str(tmp_path)}))
+    with pytest.raises(Exception, match="has no head that could answer; adapt it to a task first"):
+        model.predict(None, [encode_png(np.zeros((4, 4, 3), np.uint8))])

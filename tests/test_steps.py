@@ -9,15 +9,19 @@ from types import SimpleNamespace
 import pytest
 from helpers import commit_folder, set_environment
 from running import read_events
+from safetensors.torch import save_file
 
 from intern_vision import steps
 from intern_vision.errors import ConfigError, DataError, InternError, MissingObjectError, RetryableError
+from intern_vision.models.public_backbones import PublicBackbone, make_public_backbone
+from intern_vision.presets import resolve
 from intern_vision.ref import Ref
 from intern_vision.stages import base as stages_base
 from intern_vision.stages.base import read_record, read_ref, read_refs
-from intern_vision.store import open_store
+from intern_vision.store import file_sha256, open_store
 
 TINY = json.dumps({"downstream": {"num_train": 20, "num_val": 5, "num_test": 5, "image_size_px": 32}})
+TINY_RESNET = PublicBackbone(kind="resnet", num_blocks=(1, 1, 1, 1), width=8, bottleneck=False)
 REF = Ref(kind="scores", name="x", uri="file:///x", digest="0" * 64, num_bytes=1, parents=())
 
 
@@ -113,6 +117,20 @@ def test_find_writes_the_ref_behind_an_address(run_dir, tmp_path):
     assert caught.value.code == MissingObjectError.exit_code
 
 
+@pytest.mark.parametrize(
+    ("stage", "kind", "found"), [("adapt", "model", "a model of one task"), ("prepare", "dataset", "a dataset")]
+)
+def test_find_refuses_what_is_not_to_be_adapted(run_dir, tmp_path, capsys, stage, kind, found):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "weights").write_bytes(b"1")
+    ref = commit_folder(f"file://{tmp_path}/store", stage, kind, "g", tmp_path / "w")
+    with pytest.raises(SystemExit) as caught:
+        steps.find_weights(ref.uri, str(tmp_path / "found"))
+    assert caught.value.code == ConfigError.exit_code and not (tmp_path / "found").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--model {ref.uri}: expected a generalist, an expert or an amateur to start from, got {found}" in line
+
+
 def ref_file(path, *names):
     refs = [REF.model_copy(update={"name": name, "uri": f"file:///{name}"}).to_dict() for name in names]
     path.write_text(json.dumps(refs[0] if len(refs) == 1 else refs))
@@ -156,6 +174,29 @@ def test_case_takes_its_model_and_dataset_by_name(run_dir, tmp_path, monkeypatch
     )
 
 
+def test_multi_stage_fine_tuning_gets_the_codebook(run_dir, tmp_path, monkeypatch):
+    given = []
+
+    def run_stage(stage, config, inputs, *, name):
+        given.append((stage, {key: [ref.name for ref in refs] for key, refs in inputs.items()}))
+        return REF
+
+    monkeypatch.setattr(stages_base, "run_stage", run_stage)
+    overrides = json.dumps({"codebook": {}, "adapt": {"recipes": ["frozen", "multi_stage"]}})
+    assert resolve("smoke", overrides).choices("others") == ["clip", "codebook"]
+    data = {"data": SimpleNamespace(path=ref_file(tmp_path / "data", "upstream"))}
+    steps.train_step("other", "smoke", overrides, "codebook", data, str(tmp_path / "codebook"))
+    models = ref_file(tmp_path / "models", "clip", "codebook", "intern")
+    outputs = str(tmp_path / "result"), str(tmp_path / "scores")
+    steps.adapt_and_evaluate(
+        "smoke", overrides, "flower/intern", models, ref_file(tmp_path / "flower", "flower"), *outputs
+    )
+    assert given[:2] == [
+        ("represent", {"data": ["upstream"]}),
+        ("adapt", {"model": ["intern"], "data": ["flower"], "codebook": ["codebook"]}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("item", "taken"),
     [("multilabel", ["amateur"]), ("detect", ["amateur-local"]), ("joint", ["amateur-local", "amateur"])],
@@ -171,6 +212,26 @@ def test_dense_experts_and_generalists_start_from_the_local_amateur(run_dir, tmp
         "data": ["upstream"],
         "amateur": taken,
     }
+
+
+def test_public_weights_stand_in_for_the_amateur(run_dir, tmp_path):
+    network = make_public_backbone(TINY_RESNET)
+    file = tmp_path / "resnet.safetensors"
+    save_file(network.state_dict(), file)
+    weights = {"backbone": TINY_RESNET.to_dict(), "path": str(file), "sha256": file_sha256(file), "image_size_px": 64}
+    overrides = json.dumps({"weights": weights})
+    data = {"data": SimpleNamespace(path=ref_file(tmp_path / "data", "upstream"))}
+    steps.train_step("amateur", "smoke", overrides, "", data, str(tmp_path / "amateur"))
+    amateur = read_ref(tmp_path / "amateur")
+    store = open_store(amateur.uri)
+    assert (amateur.name, amateur.parents) == ("amateur", ())
+    assert read_record(store, amateur.uri).stage == "import_weights"
+    inputs = data | {"amateur": SimpleNamespace(path=str(tmp_path / "amateur"))}
+    steps.train_step("amateur_local", "smoke", overrides, "", inputs, str(tmp_path / "local"))
+    local = read_ref(tmp_path / "local")
+    assert read_record(store, local.uri).files == read_record(store, amateur.uri).files
+    with pytest.raises(ConfigError, match="amateur_local.mode: expected none with public weights, got 'masked'"):
+        resolve("small", overrides)
 
 
 def test_lists_of_a_run_are_its_presets(run_dir, capsys):

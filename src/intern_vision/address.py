@@ -118,6 +118,13 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def listing_digest(path: Path) -> str:
+    """Digest of names, sizes and times of a file, or of all files below a folder; their bytes are not read."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = {file.relative_to(path).as_posix(): file.stat() for file in files}
+    return digest_of_files({name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()})
+
+
 def check_digest(path: Path, uri: str, sha256: str) -> None:
     """Compares a downloaded file with the digest it should have; raises DataError where they differ."""
     got = file_sha256(path)

@@ -1,6 +1,7 @@
 """The ``intern`` command. Commands that run pipelines are added by the entry-point group ``intern_vision.commands``."""
 
 import os
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,8 @@ from typing import Annotated
 import typer
 
 from intern_vision import __version__
-from intern_vision.console import reporting_errors, show
+from intern_vision.console import reporting_errors, show, show_checks
+from intern_vision.data_commands import data_app
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 app = typer.Typer(
@@ -57,15 +59,7 @@ def doctor(state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: 
 
     with reporting_errors(debug, as_json):
         checks = services.doctor(state_dir)
-    lines = []
-    for check in checks:
-        lines.append(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
-        if not check.ok and check.fix:
-            lines.append(f"     fix: {check.fix}")
-    results = [{"name": c.name, "ok": c.ok, "detail": c.detail, "fix": c.fix} for c in checks]
-    show({"checks": results}, lines, as_json)
-    if not all(check.ok for check in checks):
-        raise typer.Exit(2)
+    show_checks(checks, as_json)
 
 
 @app.command()
@@ -167,7 +161,9 @@ def table(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="NAME or NAME@ALIAS of a registered model.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", exists=True, dir_okay=False)],
+    images: Annotated[
+        list[str], typer.Argument(help="Pictures: files, folders, http(s):// or s3:// addresses.", metavar="IMAGES...")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures with the answer drawn on them.")] = Path(
         "predictions"
     ),
@@ -183,6 +179,91 @@ def predict(
         rows = predict_files(model, images, out, head or None)
         lines = [f"{row['image']} {row['head']}: {row['text']} -> {row['drawn']}" for row in rows]
         show({"predictions": rows}, lines, as_json)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="NAME or NAME@ALIAS of a registered model.")],
+    port: Annotated[int, typer.Option("--port", help="Port to listen at; 0 takes a free one.")] = 5010,
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address to listen at; any other than this one opens the model to the network."),
+    ] = "127.0.0.1",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="What rows may name: urls (the default), private_urls, s3, files or none."),
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Answer JSON over HTTP with a registered model, until Ctrl-C."""
+    with reporting_errors(debug, as_json):
+        from intern_vision import registry
+        from intern_vision import serve as serving
+
+        serving.allow(allow or [])
+        held = serving.bind(host, port)
+        with _servers(state_dir):
+            found = registry.find_model(*registry.split_name(model))
+            loaded = registry.load_model(found)
+
+        def ready(address: str) -> None:
+            lines = [f"{found.name} version {found.version} answers at {address}; Ctrl-C ends it"]
+            if serving.is_open(held):
+                lines.append("there is no login: whoever reaches that address can ask it")
+            lines += ["ask it:", f"  {serving.curl_line(address)}"]
+            show({"url": address, "model": found.name, "version": found.version}, lines, as_json)
+            sys.stdout.flush()
+
+        serving.run(loaded, held, ready)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="NAME or NAME@ALIAS of a registered model, or a store address.")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="File to write, for example model.onnx.", dir_okay=False)],
+    head: Annotated[str, typer.Option("--head", help="One head of the generalist; empty for all.")] = "",
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as ONNX, compared with itself under onnxruntime."""
+    with reporting_errors(debug, as_json), _servers(state_dir):
+        from intern_vision.models.onnx_export import export_onnx
+        from intern_vision.predict import load_weights
+
+        written = export_onnx(load_weights(model), onnx, head)
+        shapes = {name: list(shape) for name, shape in written.outputs.items()}
+        size = f"{written.num_bytes / 1e6:.1f} MB, operator set {written.opset}"
+        lines = [f"{onnx}: {size}, within {written.max_difference:.1g} of torch on random images"]
+        lines.append(f"  image_BCHW: uint8, B x 3 x {written.image_size_px} x {written.image_size_px}")
+        lines += [f"  {name}: float32, {' x '.join(map(str, ['B', *shape]))}" for name, shape in shapes.items()]
+        facts = {"opset": written.opset, "num_bytes": written.num_bytes, "max_difference": written.max_difference}
+        show({"path": str(onnx), "outputs": shapes} | facts, lines, as_json)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME or NAME@ALIAS of a registered model; NAME means its candidate.")],
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="NAME@ALIAS to compare with; empty for NAME@champion, if there is one.")
+    ] = "",
+    gate: Annotated[
+        str,
+        typer.Option("--gate", help='JSON: {"tolerance": 0.01, "minimum": {"10/top1": 0.9}, "maximum": {}}.'),
+    ] = "{}",
+    state_dir: StateDir = DEFAULT_STATE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make a version the champion of its name where its scores pass the gate; exit code 2 where one falls short."""
+    with reporting_errors(debug, as_json), _servers(state_dir):
+        from intern_vision import promotion
+
+        verdict = promotion.promote(model, promotion.Gate.from_json(gate, at="gate"), baseline=baseline)
+        promotion.check_passed(verdict)
+        show(verdict.to_dict(), [verdict.to_line()], as_json)
 
 
 class _servers:  # noqa: N801 - reads as a phrase
@@ -205,6 +286,7 @@ def _add_commands() -> None:
         entry.load()(app)
 
 
+app.add_typer(data_app, name="data")
 _add_commands()
 
 

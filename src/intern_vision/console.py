@@ -6,9 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intern_vision.errors import AccessError, InternError, RetryableError
+
+if TYPE_CHECKING:
+    from intern_vision.doctor import Check
 
 
 class StageProgress:
@@ -75,6 +78,19 @@ class StageProgress:
 def show(value: dict[str, Any], lines: list[str], as_json: bool) -> None:
     """Prints a result: its lines for people, or one JSON object for machines."""
     print(json.dumps(value, indent=1, default=str) if as_json else "\n".join(lines))
+
+
+def show_checks(checks: "list[Check]", as_json: bool) -> None:
+    """Prints checks, each fault with its fix, and ends with code 2 where there is one."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+        if not check.ok and check.fix:
+            lines.append(f"     fix: {check.fix}")
+    results = [{"name": c.name, "ok": c.ok, "detail": c.detail, "fix": c.fix} for c in checks]
+    show({"checks": results}, lines, as_json)
+    if not all(check.ok for check in checks):
+        raise SystemExit(2)
 
 
 @contextmanager

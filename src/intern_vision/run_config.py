@@ -15,8 +15,10 @@ from intern_vision.stages import (
     expert,
     export,
     generalist,
+    import_weights,
     prepare,
     report,
+    represent,
     search,
     search_round,
     select,
@@ -42,6 +44,8 @@ MORE_SETS = ("species",)
 """Further downstream sets of the made world, for questions of their own."""
 BASELINE = "clip"
 CANDIDATE = "intern"
+CODEBOOK = "codebook"
+"""The model that draws images anew for multi-stage fine-tuning."""
 ARMS = (CANDIDATE, BASELINE)
 STARTS_FROM_GLOBAL = ("classify", "multilabel")
 """Experts that start from Up-A-G; the dense ones and the generalists start from Up-A-L."""
@@ -58,12 +62,14 @@ class RunConfig(Config):
         downstream: every downstream dataset; the name is filled in.
         search: the architecture search.
         amateur: Up-A-G.
+        weights: public weights that stand in for Up-A-G, which is then not trained; Up-A-L's mode must be ``none``.
         amateur_local: Up-A-L.
         experts: Up-E by family.
         generalists: the candidates of Up-G by name; one of them is chosen on validation images.
         select: that choice.
         baselines: amateurs that INTERN is compared with, by name; ``clip`` has the image-text signal alone.
         controls: generalists that start from random weights, by name; they are compared but cannot be chosen.
+        codebook: learned where a recipe of ``adapt`` is ``multi_stage``.
         arms: models adapted to every downstream set: ``intern`` (the chosen generalist), ``clip``, ``amateur``,
             ``amateur-local``, ``expert`` (the expert of the set's family), ``expert-<family>``, or a name among
             the generalists, baselines and controls. Where ``intern`` is left out it has the scores of the
@@ -82,12 +88,14 @@ class RunConfig(Config):
     downstream: prepare.Config
     search: search.Config
     amateur: amateur.Config
+    weights: import_weights.Config | None = None
     amateur_local: amateur_local.Config
     experts: dict[Family, expert.Config] = Field(min_length=1)
     generalists: dict[str, generalist.Config] = Field(min_length=1)
     select: select.Config
     baselines: dict[str, amateur.Config]
     controls: dict[str, generalist.Config] = {}
+    codebook: represent.Config | None = None
     arms: tuple[str, ...] = ARMS
     fine_tuned_arms: tuple[str, ...] = ()
     adapt: adapt.Config
@@ -104,14 +112,14 @@ class RunConfig(Config):
         """A list that a pipeline loops over.
 
         Args:
-            what: ``downstream_sets``, ``experts``, ``generalists``, ``others`` (baselines and controls) or ``cases``
-                (every dataset with every arm, as ``DATASET/ARM``).
+            what: ``downstream_sets``, ``experts``, ``generalists``, ``others`` (baselines, controls, codebook) or
+                ``cases`` (every dataset with every arm, as ``DATASET/ARM``).
         """
         lists = {
             "downstream_sets": self.downstream_sets,
             "experts": self.experts,
             "generalists": self.generalists,
-            "others": (*self.baselines, *self.controls),
+            "others": (*self.baselines, *self.controls, *([CODEBOOK] if self.codebook else [])),
             "cases": [f"{dataset}/{arm}" for dataset in self.downstream_sets for arm in self.arms],
         }
         if what not in lists:
@@ -139,6 +147,10 @@ class RunConfig(Config):
         for field, names in (("arms", self.arms), ("fine_tuned_arms", self.fine_tuned_arms)):
             known = models if field == "arms" else self.arms
             faults += [f"{field}: expected names among {', '.join(known)}, got {n!r}" for n in names if n not in known]
+        if self.weights is not None and self.amateur_local.mode != "none":
+            faults.append(f"amateur_local.mode: expected none with public weights, got {self.amateur_local.mode!r}")
+        if "multi_stage" in self.adapt.recipes and "represented" in self.adapt.multi_stage.stages and not self.codebook:
+            faults.append("codebook: expected its settings, {} for the usual ones, as the recipe multi_stage needs it")
         passes = self.image_passes()
         dearest = max(self.generalists, key=lambda name: passes[name])
         if passes[BASELINE] < passes[dearest]:
@@ -187,8 +199,12 @@ def _unseeded(run: RunConfig, use: str, item: str, model: str) -> tuple[str, Con
     if use == "prepare":
         upstream = item == prepare.UPSTREAM
         return use, run.upstream if upstream else run.downstream.with_overrides({"dataset": item})
+    if use == "amateur" and run.weights is not None:
+        return "import_weights", run.weights
     if use == OTHER and item in run.baselines:
         return "amateur", run.baselines[item]
+    if use == OTHER and item == CODEBOOK and run.codebook is not None:
+        return "represent", run.codebook
     known: dict[str, Mapping[str, Config]] = {
         "expert": run.experts,
         "generalist": run.generalists,

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from intern_vision.console import file_error
 from intern_vision.errors import ConfigError, InternError, RetryableError
@@ -29,6 +29,7 @@ OTHER = "other"
 ARM_OF_EXPERTS = "expert"
 """The arm that stands, on each dataset, for the expert of the dataset's own family."""
 _asked_to_stop = threading.Event()
+Result = TypeVar("Result")
 
 
 def paths(artifacts: Any) -> list[str]:
@@ -61,7 +62,7 @@ def run_step(
         model: the arm, for adapt, evaluate and export.
         inputs: for each input name the files that hold its Refs.
     """
-    return _run(use, preset, overrides, output, item, model, lambda _: _read_inputs(inputs or {}))
+    return _run(use, preset, overrides, output, item, model, lambda _: read_inputs(inputs or {}))
 
 
 def train_step(use: str, preset: str, overrides: str, item: str, inputs: Mapping[str, Any], output: str) -> None:
@@ -82,8 +83,12 @@ def train_step(use: str, preset: str, overrides: str, item: str, inputs: Mapping
 
     def read(config: Any) -> "Inputs":
         from intern_vision.run_config import STARTS_FROM_GLOBAL
+        from intern_vision.stages import import_weights
+        from intern_vision.stages.base import Inputs
 
-        refs = _read_inputs({name: paths(artifacts) for name, artifacts in inputs.items()})
+        if isinstance(config, import_weights.Config):
+            return Inputs()  # the file is all that it is made from
+        refs = read_inputs({name: paths(artifacts) for name, artifacts in inputs.items()})
         if use == "generalist" and not config.needs_experts:
             refs.pop("experts", None)  # lineage and cost name only what it was made from
         local = refs.pop("amateur_local", ())
@@ -110,13 +115,16 @@ def adapt_and_evaluate(
     """
     dataset, _, arm = case.partition("/")
 
-    def upstream_and_data(_: Any) -> "Inputs":
+    def upstream_and_data(config: Any) -> "Inputs":
+        from intern_vision.run_config import CODEBOOK
         from intern_vision.stages.base import Inputs, read_refs
 
         data = _named(read_refs(datasets), dataset)
         upstream = read_refs(models)
         name = _expert_for(data) if arm == ARM_OF_EXPERTS and len(upstream) > 1 else arm
-        return Inputs({"model": (_named(upstream, name),), "data": (data,)})
+        codebook = tuple(ref for ref in upstream if "multi_stage" in config.recipes and ref.name == CODEBOOK)
+        given = {"model": (_named(upstream, name),), "data": (data,), CODEBOOK: codebook}
+        return Inputs({key: refs for key, refs in given.items() if refs})
 
     def adapted_and_data(_: Any) -> "Inputs":
         from intern_vision.stages.base import Inputs, read_ref, read_refs
@@ -142,9 +150,7 @@ def gather_refs(files: Sequence[str], output: str) -> None:
     """Writes the Refs of several files as one list."""
     from intern_vision.stages.base import read_refs
 
-    refs = [ref.to_dict() for file in files for ref in read_refs(file)]
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(json.dumps(refs))
+    write_json([ref.to_dict() for file in files for ref in read_refs(file)], output)
 
 
 def _run(
@@ -161,11 +167,12 @@ def _run(
         return run_stage(stage, config, read(config), name=name)
 
     ref = guarded(name, work)
-    _write_ref(ref, output, name)
+    write_ref(ref, output, name)
     return ref
 
 
-def _read_inputs(files: Mapping[str, Sequence[str]]) -> "Inputs":
+def read_inputs(files: Mapping[str, Sequence[str]]) -> "Inputs":
+    """The Refs of files by input name; names without any are left out."""
     from intern_vision.stages.base import Inputs, read_refs
 
     found = {name: tuple(ref for path in paths for ref in read_refs(path)) for name, paths in files.items()}
@@ -192,7 +199,11 @@ def _expert_for(data: Ref) -> str:
 
 def write_report(preset: str, overrides: str, inputs: Mapping[str, Sequence[str]], output: str, page: str) -> None:
     """Runs the report stage and copies its page to the file ``page``."""
-    ref = run_step("report", preset, overrides, inputs=inputs, output=output)
+    copy_page(run_step("report", preset, overrides, inputs=inputs, output=output), page)
+
+
+def copy_page(ref: Ref, page: str) -> None:
+    """Copies a report's page to the file ``page``."""
     from intern_vision.stages.report import REPORT_FILE
     from intern_vision.store import join_uri, open_store
 
@@ -201,7 +212,10 @@ def write_report(preset: str, overrides: str, inputs: Mapping[str, Sequence[str]
 
 
 def find_weights(model: str, output: str) -> None:
-    """Writes the Ref of the weights that a registered model (or an address on the store) stands for."""
+    """Writes the Ref of the weights that a registered model (or an address on the store) stands for.
+
+    They are to be adapted: what is no model, or is one of a single task already, is refused (ConfigError).
+    """
 
     def work() -> Ref:
         from intern_vision.registry import weights_uri
@@ -209,12 +223,19 @@ def find_weights(model: str, output: str) -> None:
         from intern_vision.store import open_store
 
         uri = weights_uri(model)
-        return read_record(open_store(uri), uri).ref
+        ref = read_record(open_store(uri), uri).ref
+        if ref.kind != "weights":
+            found = f"a model of one task ({ref.name})" if ref.kind == "model" else f"a {ref.kind}"
+            raise ConfigError(
+                f"--model {model}: expected a generalist, an expert or an amateur to start from, got {found}; "
+                "models:/intern-generalist@candidate is the default"
+            )
+        return ref
 
-    _write_ref(guarded("find", work), output, "find")
+    write_ref(guarded("find", work), output, "find")
 
 
-def guarded(name: str, work: Callable[[], Ref]) -> Ref:
+def guarded(name: str, work: Callable[[], Result]) -> Result:
     """Runs ``work``; turns an error into one line, an event and the exit code that says whether a retry helps.
 
     In a run of this machine (``INTERN_RUN_DIR``) the first failure also keeps later steps from
@@ -278,10 +299,17 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _write_ref(ref: Ref, output: str, name: str) -> None:
+def write_ref(ref: Ref, output: str, name: str) -> None:
+    """Writes a Ref to a step's output file and, under the step's name, into the folder of a local run."""
     targets = [Path(output)]
     if run_dir := os.environ.get("INTERN_RUN_DIR"):
         targets.append(Path(run_dir) / "refs" / f"{name}.json")
     for path in targets:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(ref.to_json())
+
+
+def write_json(rows: Sequence[Any], output: str) -> None:
+    """Writes plain values to a step's output file."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(rows))

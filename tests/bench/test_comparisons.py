@@ -4,9 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intern_vision.bench.comparisons import (
+    METHODS,
     compared_pairs,
     is_protocol,
+    labels_text,
     matching_arms,
+    parse_protocol,
     protocols_by_recipe,
     recipe_of,
     reduce_errors,
@@ -61,6 +64,39 @@ def test_protocols_name_recipes():
         "fine-tuned": ["10+ft", "100+ft"],
         "zero-shot": ["0"],
     }
+
+
+@given(
+    labels=st.one_of(st.integers(1, 100).map(str), st.tuples(st.integers(1, 64), st.integers(0, 9))),
+    suffixes=st.lists(st.sampled_from(sorted(METHODS)), unique=True),
+)
+def test_a_protocol_is_the_sum_of_its_parts(labels, suffixes):
+    name = labels if isinstance(labels, str) else f"{labels[0]}shot.{labels[1]}"
+    parts = parse_protocol("+".join((name, *suffixes)))
+    assert parts.suffixes == tuple(suffixes)
+    assert parts.mean_name == "+".join((name.partition(".")[0], *suffixes))
+    assert (parts.shots, parts.draw) == ((None, None) if isinstance(labels, str) else labels)
+    assert parts.percent == (float(labels) if isinstance(labels, str) else None)
+
+
+@pytest.mark.parametrize("name", ["4shot.", "shot", "0shot", "4shot.x", "10+ft+ft", "10+FT", "1e3", "10 ", "-4shot"])
+def test_what_is_no_protocol(name):
+    assert not is_protocol(name)
+
+
+def test_methods_labels_and_draws_are_in_a_readable_order():
+    columns = [f"x@{name}" for name in ("0", "4shot", "100+knn", "16shot", "100", "10", "10+ft+wise", "10+lora")]
+    assert sorted_protocols(columns) == ["10", "100", "4shot", "16shot", "10+lora", "100+knn", "10+ft+wise", "0"]
+    recipes = ["frozen", "low-rank", "k-NN", "fine-tuned + ensemble", "zero-shot"]
+    assert list(protocols_by_recipe(columns)) == recipes
+    assert [labels_text(name) for name in ("10+ft", "4shot.2")] == ["10 %", "4 a class"]
+
+
+def test_few_labels_meet_the_baselines_most_among_percentages_alone():
+    columns = [f"{arm}@{name}" for arm in "ib" for name in ("10", "100", "1shot", "4shot")]
+    assert list(compared_pairs(columns, "i", ["b"], [])) == [
+        "i@10 vs b@10", "i@10 vs b@100", "i@100 vs b@100", "i@1shot vs b@1shot", "i@4shot vs b@4shot",
+    ]  # fmt: skip
 
 
 def test_pairs_need_both_columns():

@@ -276,7 +276,8 @@ def test_page_has_every_section_and_asks_for_nothing_from_outside(made):
     text = text_of(made, "report.html")
     page = Page(text)
     assert page.headings == [
-        "Summary", "Error by family", "Relative reduction of the error", "Error by dataset", "Data efficiency",
+        "Summary", "Error by family", "Relative reduction of the error", "Error by dataset",
+        "Labels and datasets at a glance", "Data efficiency",
         "Every set", "Cost of pre-training", "Generalist candidates", "Architecture search",
         "Dense continuation of the amateur", "What ran, and for how long", "Training", "Predictions", "Data", "Lineage",
         "How to use", "Limits",

@@ -79,6 +79,8 @@ def test_one_value_has_no_deviation_and_none_is_a_dash():
     assert format_spread(spread_of([12.34, None])) == "12.3"
     assert format_spread(spread_of([None])) == "-" == format_spread(None)
     assert format_spread(spread_of([1.0, 3.0])) == "2.0 \u00b1 1.4"
+    metres = spread_of([1.0, 3.0]).model_copy(update={"unit": "m"})
+    assert format_spread(metres) == "2.00 m \u00b1 1.41 m"
     assert format_gain(spread_of([-1.0, 3.0, None])) == "+1.0 \u00b1 2.8 (1/2)"
     assert format_values(spread_of([-1.0, None, 3.25])) == "-1.0 - 3.2"
 

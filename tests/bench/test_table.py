@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from intern_vision.bench.table import PAPER_REDUCTIONS, ArmCost, BenchmarkTable, ProtocolScore, Scores, build_table
+from intern_vision.bench.scores import Gap, ProtocolScore, Scores
+from intern_vision.bench.table import PAPER_REDUCTIONS, ArmCost, BenchmarkTable, build_table
 from intern_vision.bench.table_text import render_text
 from intern_vision.errors import ConfigError, DataError
 
@@ -200,3 +201,80 @@ def test_tables_of_earlier_versions_are_still_read():
 
 def test_the_papers_figures_are_at_hand():
     assert PAPER_REDUCTIONS == {"classify": 40.2, "detect": 47.3, "segment": 34.8, "depth": 9.4}
+
+
+def score(error, **more):
+    return ProtocolScore(**{"error": error, "metrics": {"error": error}, "num_train": 8, "num_test": 50} | more)
+
+
+def test_draws_are_joined_to_their_mean_with_every_value_kept():
+    draws = {f"4shot.{seed}": score(0.2 + 0.1 * seed, method="probe") for seed in range(3)}
+    both = {"100": score(0.1, method="probe")} | draws
+    table = table_of(*(Scores(dataset="a", model=arm, family="classify", protocols=both) for arm in ("clip", "intern")))
+    (row,) = table.rows
+    assert table.columns == ("clip@100", "intern@100", "clip@4shot", "intern@4shot")
+    assert row.errors["intern@4shot"] == pytest.approx(30)
+    assert row.draws["intern@4shot"] == pytest.approx((20, 30, 40)) and "intern@100" not in row.draws
+    # Wilson's interval is that of one training's answers.
+    assert "intern@4shot" not in row.intervals and "intern@100" in row.intervals
+    assert "30.0 \u00b1 10.0" in render_text(table)
+    assert BenchmarkTable.from_json(table.to_json()) == table
+    mean = Scores(dataset="a", model="intern", family="classify", protocols={"4shot": score(0.3, method="probe")})
+    with pytest.raises(DataError, match="intern@4shot on a is given as a mean and as draws"):
+        table_of(Scores(dataset="a", model="intern", family="classify", protocols=draws), mean)
+
+
+def depth(dataset, model, error, metric):
+    protocols = {"10": score(error, method="x", interval=(0.9 * error, 1.1 * error))}
+    return Scores(dataset=dataset, model=model, family="depth", metric=metric, protocols=protocols)
+
+
+def test_errors_in_metres_stay_metres():
+    pairs = (("clip", 3.0), ("intern", 2.4))
+    items = [depth("kitti", arm, error, "kitti_rmse") for arm, error in pairs]
+    items += [depth("nyu", arm, error / 10, "nyu_rmse") for arm, error in pairs]
+    table = table_of(*items)
+    (family,) = table.families
+    assert (family.unit, family.errors["clip@10"]) == ("m", pytest.approx(1.65))
+    assert family.reductions["intern@10 vs clip@10"].mean_of_reductions == pytest.approx(20)
+    assert table.rows[0].intervals["clip@10"] == pytest.approx((2.7, 3.3))
+    text = render_text(table)
+    assert "2.40 m" in text and "0.24 m" in text and "1.65 m" in text
+
+
+def test_there_is_no_mean_of_metres_and_percent():
+    items = [depth("kitti", arm, 3.0, "kitti_rmse") for arm in ("clip", "intern")]
+    items += [depth("room", arm, 0.1, "") for arm in ("clip", "intern")]
+    table = table_of(*items)
+    (family,) = table.families
+    both = family.reductions["intern@10 vs clip@10"]
+    assert (family.unit, family.errors) == ("", {})
+    assert (both.mean_of_reductions, both.reduction_of_mean) == (pytest.approx(0), None)
+    assert "depth: errors in several units, so there is no mean" in render_text(table)
+    with pytest.raises(DataError, match="dataset room is kitti_rmse in one entry and nyu_rmse in another"):
+        table_of(depth("room", "clip", 0.1, "kitti_rmse"), depth("room", "intern", 0.1, "nyu_rmse"))
+
+
+def test_what_has_no_score_is_a_row_and_numbers_lead_to_their_runs():
+    absent = Gap(dataset="nyu_v2", family="depth", status="absent", text="get it from https://example.org [x]")
+    failed = Gap(dataset="a", family="classify", arm="clip", status="failed", text="no such file", exit_code=2)
+    runs = {("a", "intern"): "http://host/#/runs/1", ("a", "clip"): ""}
+    table = table_of(*FULL, gaps=(absent, failed), runs=runs)
+    assert table.gaps == (absent, failed)
+    assert table.rows[0].runs == {"intern": "http://host/#/runs/1"} and table.rows[1].runs == {}
+    text = render_text(table)
+    assert "  nyu_v2: absent; get it from https://example.org [x]\n" in text
+    assert "  a, clip: failed; no such file\n" in text
+    assert BenchmarkTable.from_json(table.to_json()) == table
+
+
+def test_text_is_never_cut_however_many_columns_there_are():
+    protocols = {f"{shots}shot.{seed}": score(0.5, method="x") for shots in (1, 2, 4, 8, 16) for seed in range(3)}
+    protocols |= {name: score(0.4, method="x") for name in ("10", "100", "10+ft", "100+ft", "100+knn")}
+    items = [
+        Scores(dataset=dataset, model=arm, family="classify", protocols=protocols)
+        for dataset in ("a", "voc2012_segmentation")
+        for arm in ("clip_rn50x16", "intern")
+    ]
+    text = render_text(build_table(items, baseline="clip_rn50x16", candidate="intern"))
+    assert "\u2026" not in text and max(map(len, text.splitlines())) <= 120

@@ -268,3 +268,28 @@ def test_faults_are_named():
     sample.concepts = (9,)
     with pytest.raises(DataError, match="sample scene: concepts .* num_concepts is 4"):
         Augment(AugmentConfig(), num_concepts=4)(sample, np.random.default_rng(0))
+
+
+def test_ignored_boxes_are_not_learnt_but_scored():
+    scene = square_scene()
+    scene.boxes = np.array([[20, 12, 44, 50], [2, 2, 10, 10], [50, 50, 60, 60]], np.float32)
+    scene.box_labels = np.array([0, 1, 2])
+    scene.box_attributes = {"ignored": np.array([0, 1, 0], np.float32), "easy": np.array([1, 0, 1], np.float32)}
+    example = Augment(AugmentConfig(image_size_px=64, **STILL))(scene, np.random.default_rng(0))
+    assert example["box_labels"].tolist() == [0, 2] and len(example["boxes"]) == 2
+    assert example["box_attributes"]["easy"].tolist() == [1, 1]
+    example = Resize(AugmentConfig(image_size_px=64))(scene)
+    assert example["box_labels"].tolist() == [0, 1, 2]
+    assert example["box_attributes"]["ignored"].tolist() == [0, 1, 0]
+
+
+def test_attributes_follow_the_boxes_that_a_crop_keeps():
+    scene = square_scene()
+    scene.boxes = np.array([[0, 0, 8, 8], [24, 24, 40, 40], [26, 26, 38, 38]], np.float32)
+    scene.box_labels = np.array([0, 1, 2])
+    scene.box_attributes = {"ignored": np.array([0, 0, 1], np.float32), "height_px": np.array([8, 16, 12], np.float32)}
+    config = AugmentConfig(image_size_px=64, **STILL | {"scale_min": 0.25, "scale_max": 0.25})
+    for seed in range(20):
+        example = Augment(config)(scene, np.random.default_rng(seed))
+        heights = [{0: 8, 1: 16}[label] for label in example["box_labels"].tolist()]
+        assert example["box_attributes"]["height_px"].tolist() == heights

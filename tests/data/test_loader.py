@@ -295,3 +295,59 @@ def test_arrays_of_other_names_are_stacked():
     image = np.zeros((2, 2, 3), np.uint8)
     examples = [{"key": str(index), "image": image, "feature": np.full(3, index, np.float32)} for index in range(2)]
     assert collate(examples)["feature"].tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+ATTRIBUTES = {"ignored": np.array([0, 1, 0], np.float32), "height_px": np.array([8.5, 4, 7], np.float32)}
+
+
+def attributed(key, attributes, num_boxes):
+    boxes = np.array([[1, 2, 9, 10]] * num_boxes, np.float32).reshape(-1, 4)
+    labels = np.zeros(num_boxes, np.int64)
+    image = np.zeros((16, 16, 3), np.uint8)
+    sample = Sample(key=key, split="train", image=image, boxes=boxes, box_labels=labels, box_attributes=attributes)
+    sample.stratum, sample.frame = f"drive {key}", 7
+    return sample
+
+
+def test_boxes_come_with_their_attributes(tmp_path):
+    samples = [attributed("a", ATTRIBUTES, 3), attributed("b", {}, 2), attributed("c", {"ignored": np.zeros(0)}, 0)]
+    info = write_dataset(samples, INFO, tmp_path / "data")
+    assert info.fields == ("image", "boxes", "box_labels", "box_attributes", "frame")
+    uri = (tmp_path / "data").as_uri()
+    source = ShardSource(open_store(uri), uri, cache_dir=tmp_path / "cache", fields=("boxes", "box_labels", "frame"))
+    assert source.strata == ["drive a", "drive b", "drive c"] and source[1].frame == 7
+    for name, values in ATTRIBUTES.items():
+        assert np.array_equal(source[0].box_attributes[name], values) and values.dtype == np.float32
+    assert source[1].box_attributes == {} and source[2].box_attributes["ignored"].shape == (0,)
+    (batch,) = evaluation_batches(source, 3, Resize(AugmentConfig(image_size_px=16)), num_threads=0)
+    nan = float("nan")
+    expected = {
+        "ignored": [[0, 1, 0, nan], [nan] * 4, [nan] * 4],
+        "height_px": [[8.5, 4, 7, nan], [nan] * 4, [nan] * 4],
+    }
+    assert batch["box_attributes"].keys() == expected.keys()
+    for name, values in expected.items():
+        tensor = batch["box_attributes"][name]
+        assert tensor.dtype == torch.float32 and tensor.shape == batch["box_labels_BN"].shape
+        assert np.array_equal(tensor.numpy(), np.array(values, np.float32), equal_nan=True)
+
+
+def test_without_attributes_a_batch_has_no_such_key(dataset):
+    source = open_source(dataset, fields=("boxes", "box_labels"))
+    batch = next(evaluation_batches(source, 4, Resize(AugmentConfig(image_size_px=16)), num_threads=0))
+    assert "box_attributes" not in batch and "boxes_BN4" in batch
+
+
+def test_an_index_without_strata_is_still_read(dataset):
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    store, uri, folder, _ = dataset
+    path = folder / "index.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["stratum"]), path)
+    info = json.loads((folder / "dataset.json").read_text())
+    info["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "dataset.json").write_text(json.dumps(info))
+    source = open_source(dataset)
+    assert source.strata == [""] * 20 and source[3].label == 0

@@ -60,9 +60,10 @@ def test_class_folders_become_labels_with_every_format(tmp_path):
 
 
 def test_split_folders_are_kept_and_missing_splits_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
     for name in ("a", "b"):
         for index in range(20):
-            put(tmp_path / "train" / name / f"{index}.png")
+            put(tmp_path / "train" / name / f"{index}.png", encode_png(rng.integers(0, 256, (4, 4, 3), np.uint8)))
         put(tmp_path / "test" / name / "t.png")
     splits = Counter((sample.split, sample.label) for sample in read_image_folder(tmp_path))
     assert splits == {(split, label): n for split, n in (("train", 18), ("val", 2), ("test", 1)) for label in (0, 1)}
@@ -70,6 +71,31 @@ def test_split_folders_are_kept_and_missing_splits_are_drawn(tmp_path):
     assert whole == {(split, label): n for split, n in (("train", 14), ("val", 2), ("test", 4)) for label in (0, 1)}
     drawn = [sample.split for sample in read_image_folder(tmp_path / "train", SplitRule(seed=1))]
     assert drawn != [sample.split for sample in read_image_folder(tmp_path / "train")]
+
+
+def test_copies_of_one_file_are_drawn_together(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        data = encode_png(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        for copy in ("x", "y"):
+            put(tmp_path / "a" / f"{index}{copy}.png", data)
+    reading = read_image_folder(tmp_path)
+    splits = {item.path.stem: item.split for item in reading.items}
+    assert all(splits[f"{index}x"] == splits[f"{index}y"] for index in range(20))
+    assert Counter(splits.values()) == {"train": 28, "val": 4, "test": 8} and reading.drawn == ("test", "val")
+
+
+def test_a_folder_with_labels_for_several_tasks_is_read_for_the_one_wanted(tmp_path):
+    for folder in ("images", "masks", "depth"):
+        put(tmp_path / folder / "a.png", encode_png(np.ones((12, 20), np.uint8)) if folder != "images" else None)
+    (tmp_path / "labels.csv").write_text("file,label\nimages/a.png,cat\n")
+    assert set(read_dataset(tmp_path).tasks) == {"segment"}
+    for family in ("segment", "depth", "classify"):
+        assert set(read_dataset(tmp_path, family=family).tasks) == {family}
+    with pytest.raises(DataError, match="expected labels for detect, got masks"):
+        read_dataset(tmp_path, family="detect")
+    with pytest.raises(DataError, match="expected labels for multilabel, got classify"):
+        read_dataset(tmp_path, family="multilabel")
 
 
 def test_bad_images_are_quarantined_and_reach_the_manifest(tmp_path):
@@ -191,3 +217,17 @@ def test_an_unknown_layout_lists_the_accepted_ones(tmp_path):
         detect_format(tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
         detect_format(tmp_path / "none")
+
+
+def test_what_is_listed_twice_or_not_text_or_not_coco_is_named(tmp_path):
+    put(tmp_path / "a.png")
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\na.png,dog\na.png,dog\n")
+    with pytest.raises(DataError, match="a.png: listed twice; keep one of the entries"):
+        read_labels_csv(path)
+    path.write_bytes("file,label\na.png,Bär\n".encode("latin-1"))
+    with pytest.raises(DataError, match="labels.csv: expected UTF-8 text, got byte 0xe4 at 18"):
+        read_labels_csv(path)
+    annotations = coco(tmp_path / "boxes", annotations=[{"id": 5, "image_id": 7, "bbox": [0, 0, 1, 1]}])
+    with pytest.raises(DataError, match="not as COCO has it: no field 'category_id'"):
+        read_coco(annotations)

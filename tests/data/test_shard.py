@@ -206,3 +206,37 @@ def test_known_depth_never_becomes_unknown():
     assert encode_depth(depth, 0.001).tolist() == [[0, 1, 1000, 65535]]
     with pytest.raises(ValueError, match="outside"):
         encode_depth(np.array([[np.nan]], np.float32), 0.001)
+
+
+def test_an_own_file_is_kept_byte_for_byte(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    files = {"jpg": encode_jpeg(image), "png": encode_png(image), "bmp": b"BM" + bytes(40)}
+    samples = [Sample(key=name, split="train", image=image, encoded=data) for name, data in files.items()]
+    info = write_dataset(samples, INFO, tmp_path, lossless=True)
+    with tarfile.open(tmp_path / info.shards[0].path) as tar:
+        stored = {member.name: tar.extractfile(member).read() for member in tar}
+    assert stored["jpg.jpg"] == files["jpg"] and stored["png.png"] == files["png"]
+    assert np.array_equal(decode_image(stored["bmp.png"]), image)
+
+
+def test_attributes_that_do_not_fit_their_boxes_are_quarantined(tmp_path):
+    def sample(key, **values):
+        changed = full_sample(1)
+        changed.key = key
+        for name, value in values.items():
+            setattr(changed, name, value)
+        return changed
+
+    samples = [
+        sample("good", box_attributes={"difficult": np.array([0, 1], np.float32)}),
+        sample("short", box_attributes={"difficult": np.zeros(1, np.float32)}),
+        sample("odd", box_attributes={"weight": np.zeros(2, np.float32)}),
+        sample("alone", boxes=None, box_labels=None, box_attributes={"difficult": np.zeros(0, np.float32)}),
+    ]
+    write_dataset(samples, INFO, tmp_path, max_quarantined_share=0.8)
+    rows = read_manifest(tmp_path / "manifest.parquet").to_pylist()
+    reasons = {row["key"]: row["reason"] for row in rows}
+    assert reasons["good"] == ""
+    assert reasons["short"] == "box_attributes: difficult: expected 2 values, one a box, got shape (1,)"
+    assert reasons["odd"].startswith("box_attributes: unknown name 'weight'; known: difficult, ignored")
+    assert reasons["alone"] == "box_attributes: given without boxes"

@@ -130,3 +130,23 @@ def test_cosine_logits_ignore_lengths_and_equal_a_loop():
             assert logit == pytest.approx(cosine / 0.07, rel=1e-4, abs=1e-4)
     head.losses({"logits_BK": one}, {"label_B": torch.tensor([0, 1, 2, 3, 0, -1])})["classify"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("num_examples", [4, 30])
+def test_neighbours_vote_as_a_loop_counts_them(num_examples):
+    generator = torch.Generator().manual_seed(0)
+    task = Task(family="classify", class_names=("a", "b", "c"))
+    config = HeadConfig(num_examples=num_examples, num_neighbours=7, neighbour_temperature=0.2)
+    head = build_head(task, (8,), (4,), 12, config).eval()
+    known = torch.randn(num_examples, 12, generator=generator)
+    labels = torch.randint(0, 3, (num_examples,), generator=generator)
+    vector = torch.randn(5, 12, generator=generator)
+    head.remember(known, labels)
+    scores = np.stack([p.scores for p in head.predict(head(Features((), vector)), (64, 64))])
+    for row, found in zip(vector, scores, strict=True):
+        cosines = [float(row @ other / row.norm() / other.norm()) for other in known]
+        votes = np.zeros(3)
+        for index in sorted(range(num_examples), key=lambda at: -cosines[at])[:7]:
+            votes[labels[index]] += np.exp(cosines[index] / 0.2)
+        np.testing.assert_allclose(found, votes / votes.sum(), atol=5e-3)
+    assert not list(head.parameters())

@@ -13,13 +13,24 @@ from running import INTERN, clean_environment
 from intern_components.base import IMAGE
 from intern_pipelines.compiled import compile_pipeline
 from intern_pipelines.local import PIPELINES
-from intern_pipelines.platform import S3_SECRET, SETTINGS
+from intern_pipelines.platform import MLFLOW_SECRET, S3_SECRET, SETTINGS
 from intern_vision.presets import PRESETS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 ADDRESSES = {"INTERN_S3_ENDPOINT", "AWS_DEFAULT_REGION", "INTERN_STORE", "MLFLOW_TRACKING_URI"}
-CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+}
+OPTIONAL_SETTINGS = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "AWS_CA_BUNDLE",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +119,17 @@ def test_steps_retry_run_the_image_as_it_is_and_are_not_cached(compiled, name):
             assert container["image"] == IMAGE and not IMAGE.endswith(":latest")
             command = " ".join(container["command"])
             assert not re.search(r"\bpip\b|ensurepip|apt-get|packages_to_install", command)
-            assert "from intern_vision.steps import" in command
+            assert re.search(r"from intern_vision\.(benchmark_)?steps import", command)
             # Resources from a pipeline parameter compile to a broken sub-DAG; there are none.
             assert container.get("resources", {}) == {}
     assert num_steps >= 2
+
+
+def variables(blocks):
+    """Environment variables that blocks of a Secret or ConfigMap set, each once."""
+    names = [item["envVar"] for block in blocks for item in block["keyToEnv"]]
+    assert len(names) == len(set(names))
+    return set(names)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -120,12 +138,14 @@ def test_pods_get_addresses_and_credentials_by_reference_only(compiled, name):
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
     for executor in executors.values():
-        (secret,) = executor["secretAsEnv"]
-        (settings,) = executor["configMapAsEnv"]
-        assert (secret["secretName"], settings["configMapName"]) == (S3_SECRET, SETTINGS)
-        assert {item["envVar"] for item in secret["keyToEnv"]} == CREDENTIALS
-        assert {item["envVar"] for item in settings["keyToEnv"]} == ADDRESSES
-    trains = {label for label in executors if label.startswith(("exec-train", "exec-adapt", "exec-search"))}
+        secrets, settings = executor["secretAsEnv"], executor["configMapAsEnv"]
+        assert {item["secretName"] for item in secrets} == {S3_SECRET, MLFLOW_SECRET}
+        assert {item["configMapName"] for item in settings} == {SETTINGS}
+        assert variables(secrets) == CREDENTIALS
+        assert variables(item for item in settings if not item["optional"]) == ADDRESSES
+        assert variables(item for item in settings if item["optional"]) == OPTIONAL_SETTINGS
+    ours = ("exec-train", "exec-adapt", "exec-search", "exec-benchmark-dataset")
+    trains = {label for label in executors if label.startswith(ours)}
     trains -= {label for label in executors if label.startswith("exec-search-round")}
     for label, executor in executors.items():
         mounts = [mount["mountPath"] for mount in executor.get("emptyDirMounts", ())]

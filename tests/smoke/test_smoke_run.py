@@ -26,7 +26,7 @@ from running import (
     read_events,
     strict_json,
 )
-from smoke_runs import ARMS, FAMILIES, LAYOUTS, SETS, STEPS, TRAININGS, adapt, is_in_its_middle, resumed, together
+from smoke_runs import ARMS, FAMILIES, LAYOUTS, SETS, STEPS, TRAININGS, adapt, is_in_its_middle, resumed
 
 from intern_vision.mlflow_rest import Server
 from intern_vision.presets import resolve
@@ -238,9 +238,20 @@ def test_fifty_images_are_adapted_to_in_less_than_two_minutes(adapted, record_pr
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+def test_data_is_checked_first_and_the_report_shows_what_was_found(smoke, adapted, name):
+    lines = adapted[0][name].stdout.splitlines()
+    assert lines[0].startswith(f"data       {LAYOUTS[name][2]}: ") and any(line.startswith("plan ") for line in lines)
+    page = (smoke.state / "runs" / f"adapt-{name}" / "report" / "report.html").read_text()
+    assert f"{name}: {LAYOUTS[name][2]}" in page and lines[0] in page and "Worst mistakes" in page
+    assert ("What more labels would buy" in page) == (name == "shapes")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_own_data_gives_a_registered_model_that_predicts(smoke, adapted, own, tmp_path, name):
     done = adapted[0][name]
-    assert f"models     intern-{name}@candidate" in done.stdout and name in done.stdout
+    assert f"model      models:/intern-{name}@candidate version 1" in done.stdout
+    assert f'load       model = mlflow.pyfunc.load_model("models:/intern-{name}@candidate")' in done.stdout
+    assert f"serve      intern serve intern-{name}@candidate --state-dir {smoke.state}" in done.stdout
     _, picture, family = LAYOUTS[name]
     command = ["predict", f"intern-{name}", own / picture, "--out", tmp_path, "--state-dir", smoke.state]
     (row,) = answer(*command)["predictions"]
@@ -273,14 +284,16 @@ def test_wrong_own_data_is_named(smoke, served, own, tmp_path):
     mask[0, 0] = 9
     cv2.imwrite(str(masks / "masks" / "7.png"), mask)
     names = ("cut", "outside", "unknown", "masks")
-    done = together(*(lambda name=name: adapt(smoke, tmp_path / name, f"bad-{name}", exit_code=2) for name in names))
+    done = [adapt(smoke, tmp_path / name, f"bad-{name}", exit_code=2) for name in names]
     lines = dict(zip(names, map(error_line, done), strict=True))
-    assert "6 of 51 samples are unusable, the limit is 5%; first: file://" in lines["cut"]
+    assert "unreadable: " in lines["cut"] and "more than 5% of 51 images: mend or remove them" in lines["cut"]
     assert "annotation 1003: box [200, 10, 20, 20]" in lines["outside"]
     assert "annotation 1004: category_id 77 is not among the categories" in lines["unknown"]
     assert f"{masks}/masks/7.png: mask value 9, but there are 3 labels (0..2)" in lines["masks"]
+    line = error_line(adapt(smoke, own / "shapes", "again", "--model", "models:/intern-flower@candidate", exit_code=2))
+    assert "expected a generalist, an expert or an amateur to start from, got a model of one task" in line
     models = {model["name"] for model in answer("models", "--state-dir", smoke.state)["models"]}
-    assert not any("bad" in name for name in models)
+    assert not any("bad" in name or "again" in name for name in models)
 
 
 def test_damaged_shard_on_the_store_is_named(smoke, adapted, own):

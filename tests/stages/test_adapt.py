@@ -120,7 +120,7 @@ def test_the_saved_model_is_the_fitted_probe(world, tmp_path, sets):
         x_ND = infer(VisionModel.load(tmp_path / "upstream"), batch["image_BCHW"], bf16=False).pooled_pyramid()
     assert float(x_ND.std(0).min()) < 0.005  # channels that hardly vary must be scaled as they were when fitted
     probe = fit_probe(x_ND.half().float(), batch["label_B"], 6, config.probe)
-    assert probe.l2 == details["100"]["l2"]
+    assert probe.chosen["l2"] == details["100"]["l2"]
     logits_NK = ((x_ND - probe.mean_D) / probe.std_D) @ probe.weight_KD.T + probe.bias_K
     model = VisionModel.load(folder / "p100")
     with torch.no_grad():
@@ -187,8 +187,13 @@ def test_shares_outside_their_range_are_refused():
         config_of().with_overrides({"shares": [0.1, 1.5]})
     assert [adapt.protocol_name(share) for share in (0.1, 1.0, 0.125, 0.07)] == ["10", "100", "12.5", "7"]
     assert adapt.protocol_name(0.1, "fine_tuned") == "10+ft"
-    with pytest.raises(ConfigError, match="recipes must be .* both in this order, got fine_tuned, frozen"):
-        config_of().with_overrides({"recipes": ["fine_tuned", "frozen"]})
+    for recipes in (["fine_tuned", "frozen"], ["frozen", "frozen"], ["auto", "frozen"], []):
+        with pytest.raises(ConfigError, match=f"in this order, or auto alone, got {', '.join(recipes) or 'none'}"):
+            config_of().with_overrides({"recipes": recipes})
+    with pytest.raises(ConfigError, match="shots must be at least 1, got 0"):
+        config_of().with_overrides({"shots": [4, 0]})
+    with pytest.raises(ConfigError, match="expected at least one share, or shots, got neither"):
+        config_of().with_overrides({"shares": []})
 
 
 def dense_outputs(model, images_BCHW):

@@ -156,6 +156,6 @@ def test_wrong_settings_and_inputs_are_named(world, tmp_path):
     plain = save_backbone(world, tmp_path / "plain", genotype=GENOTYPE)
     inputs = Inputs(data=(world.upstream,), amateur=(plain,))
     with pytest.raises(ConfigError, match="has no tokenizer.json; give an amateur's output"):
-        run_stage("amateur_local", config_of("none"), inputs)
+        run_stage("amateur_local", config_of("masked"), inputs)
     with pytest.raises(ConfigError, match="weights without a text tower; give an amateur's output"):
         amateur_local.build(config_of("masked"), world.workspace(tmp_path / "w", data=world.upstream, amateur=plain))

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from helpers import AUGMENT, HEAD, SIZE_PX, save_backbone
 
-from intern_vision.bench.table import SCORES_FILE, Scores
+from intern_vision.bench.review import Review
+from intern_vision.bench.scores import SCORES_FILE, Scores
+from intern_vision.bench.task_report import read_task_reports
 from intern_vision.data.codec import decode_image
 from intern_vision.data.loader import ShardSource
 from intern_vision.errors import ConfigError
@@ -76,3 +78,33 @@ def test_batch_size_does_not_change_scores(scored):
 def test_only_known_splits():
     with pytest.raises(ConfigError, match="split"):
         evaluate.Config(model_name="a").with_overrides({"split": "dev"})
+
+
+@pytest.mark.parametrize("name", ["flower", "det_novel", "seg_night", "depth_room"])
+def test_review_names_the_worst_images_and_agrees_with_the_score(scored, name):
+    data, scores, folder, _, record = scored(name, num_mistakes=3, num_resamples=20)
+    for protocol, score in scores.protocols.items():
+        review = Review.from_json((folder / evaluate.review_file(protocol)).read_text())
+        assert review.num_images == score.num_test and len(review.mistakes) == min(3, review.num_faulty) > 0
+        assert [m.badness for m in review.mistakes] == sorted((m.badness for m in review.mistakes), reverse=True)
+        assert decode_image((folder / evaluate.worst_file(protocol)).read_bytes()).std() > 0
+        assert evaluate.worst_file(protocol) in record.files
+        if name == "flower":
+            assert review.num_faulty == round(score.error * score.num_test) and score.interval is None
+        else:
+            low, high = score.interval
+            assert low <= high and "error_low" not in score.metrics
+    if name == "seg_night":
+        assert score.metrics["miou"] == pytest.approx(np.mean([c.iou for c in review.classes if c.iou is not None]))
+
+
+def test_report_of_a_task_is_read_back_from_the_store(world, scored):
+    _, scores, _, _, record = scored("flower", num_mistakes=2)
+    store = open_store(world.store_root)
+    records = {uri: read_record(store, uri) for uris in record.inputs.values() for uri in uris}
+    (task,) = read_task_reports(store, [(record.ref.uri, scores)], records | {record.ref.uri: record})
+    assert (task.protocol, task.scores, task.findings) == ("100", scores, None)
+    assert task.method.startswith("frozen") and "keys_digest" not in task.choices
+    assert len(task.review.mistakes) == 2 and decode_image(task.worst_png).std() > 0
+    _, scores, _, _, record = scored("flower", num_mistakes=0)
+    assert read_task_reports(store, [(record.ref.uri, scores)], records | {record.ref.uri: record}) == []

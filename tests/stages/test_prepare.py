@@ -1,17 +1,23 @@
 from pathlib import Path
 
 import numpy as np
+import official_layouts
+import own_data
 import pytest
 from helpers import SIZE_PX
 
+from intern_vision.bench.suite import find_row
+from intern_vision.data.check import Findings
 from intern_vision.data.codec import encode_png
 from intern_vision.data.loader import ShardSource, load_info
+from intern_vision.data.official import read_official
+from intern_vision.data.sample import Sample
 from intern_vision.data.text import Tokenizer
 from intern_vision.data.world import DOWNSTREAM
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.stages import prepare
 from intern_vision.stages.base import Inputs, read_record, run_stage
-from intern_vision.store import open_store
+from intern_vision.store import join_uri, open_store
 
 
 def prepared(world, tmp_path, name: str = "", **settings):
@@ -89,3 +95,74 @@ def test_what_cannot_be_prepared_is_named(world, tmp_path):
         prepared(world, tmp_path, dataset="flour")
     with pytest.raises(DataError, match="nowhere"):
         prepared(world, tmp_path, dataset="own", path=str(tmp_path / "nowhere"))
+
+
+OFFICIAL = ("cifar10", "flowers102", "retinopathy", "wider_face", "citypersons", "voc2012_seg", "kitti_eigen")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_official_set_keeps_its_splits_metric_and_pixels(world, tmp_path, name):
+    official_layouts.WRITERS[name](tmp_path)
+    row = find_row(name)
+    ref, info, _ = prepared(world, tmp_path, dataset=f"gvb-{name}", path=str(tmp_path), official=name)
+    assert (info.name, info.metric, info.licence, info.source) == (ref.name, row.metric, row.licence, row.source_url)
+    assert info.depth_scale == row.depth_scale and set(info.tasks) == {row.family}
+    reading = [sample for sample in read_official(name, tmp_path) if isinstance(sample, Sample)]
+    assert info.num_train == sum(sample.split == "train" for sample in reading)
+    source = source_of(world, ref.uri, tmp_path, None, [field for field in info.fields if field != "image"])
+    assert source.keys == [sample.key for sample in reading]
+    assert source.strata == [sample.stratum for sample in reading]
+    for stored, sample in zip((source[index] for index in range(len(source))), reading, strict=True):
+        assert np.array_equal(stored.image, sample.image) and stored.label == sample.label
+        for field in ("boxes", "box_labels", "mask", "depth"):
+            assert np.array_equal(getattr(stored, field), getattr(sample, field)), field
+        assert stored.box_attributes.keys() == sample.box_attributes.keys()
+        for attribute, values in sample.box_attributes.items():
+            assert np.array_equal(stored.box_attributes[attribute], values)
+
+
+def test_frames_keep_their_index_and_missing_videos_their_reason(world, tmp_path):
+    official_layouts.write_kinetics700(tmp_path)
+    ref, info, record = prepared(world, tmp_path, dataset="kinetics", path=str(tmp_path), official="kinetics700")
+    assert record.facts["num_quarantined"] == info.num_quarantined == 1 and info.num_train == 6
+    source = source_of(world, ref.uri, tmp_path, "train", ("label", "frame"))
+    assert source[0].frame == official_layouts.NUM_FRAMES // 2
+
+
+def test_an_official_set_that_is_not_there_is_named(world, tmp_path):
+    with pytest.raises(DataError, match=r"svhn: no such folder; get SVHN from http"):
+        prepared(world, tmp_path, dataset="svhn", path=str(tmp_path), official="svhn")
+    with pytest.raises(ConfigError, match="official must be one of cifar10, .*, nyu_v2"):
+        prepare.Config.from_dict({"dataset": "mnist", "path": "data", "official": "mnist"})
+    with pytest.raises(ConfigError, match="path must be the data root where official is given"):
+        prepare.Config.from_dict({"dataset": "svhn", "official": "svhn"})
+
+
+def test_too_many_missing_files_stop_an_official_set(world, tmp_path):
+    folder = official_layouts.write_food101(tmp_path)
+    for path in sorted((folder / "food-101/images/waffles").iterdir())[:3]:
+        path.unlink()
+    with pytest.raises(DataError, match="3 of 18 samples are unusable, the limit is 5%"):
+        prepared(world, tmp_path, dataset="food101", path=str(tmp_path), official="food101")
+
+
+def test_findings_of_own_data_lie_beside_it_and_wrong_data_is_not_committed(world, tmp_path):
+    shapes = own_data.image_folder(tmp_path / "shapes")
+    (shapes / "circle" / "0.png").write_bytes(b"no picture")
+    ref, info, record = prepared(world, tmp_path, dataset="shapes", path=str(shapes))
+    text = open_store(world.store_root).read(join_uri(ref.uri, prepare.FINDINGS_FILE)).decode()
+    findings = Findings.from_json(text)
+    assert findings.num_unreadable == info.num_quarantined == 1 and findings.drawn == ("test", "val")
+    assert sum(findings.num_images.values()) == 49 and prepare.FINDINGS_FILE in record.files
+    (shapes / "blob").mkdir()
+    with pytest.raises(DataError, match="class 'blob': the folder has no image"):
+        prepared(world, tmp_path, dataset="shapes", path=str(shapes), content_digest="other")
+
+
+def test_distant_own_depth_keeps_its_range(world, tmp_path):
+    rooms = own_data.depth(tmp_path / "rooms")
+    (rooms / "scale.txt").write_text("0.02")
+    ref, info, _ = prepared(world, tmp_path, dataset="rooms", path=str(rooms))
+    source = source_of(world, ref.uri, tmp_path, None, ("depth",))
+    assert info.tasks["depth"].max_depth_m == pytest.approx(80.0)
+    assert float(source[0].depth.max()) == pytest.approx(80.0, abs=0.01)

@@ -61,3 +61,17 @@ def test_real_outputs_become_a_table_and_a_page(reported):
     assert f'{taken["name"]} <span class="tag">chosen</span>' in page
     # Fresh weights: nothing was trained.
     assert {arm: cost.image_passes for arm, cost in table.costs.items()} == dict.fromkeys(shown, 0)
+
+
+@pytest.mark.parametrize(
+    ("server", "address"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/#/runs/abc"),
+        ("https://user:secret@host/mlflow/", "https://host/mlflow/#/runs/abc"),
+        ("", ""),
+    ],
+)
+def test_address_of_a_run_holds_no_credentials(monkeypatch, server, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert report.run_address("abc") == address
+    assert report.run_address("") == ""

@@ -6,9 +6,10 @@ from helpers import AUGMENT, GENOTYPE, HEAD, SIZE_PX
 from intern_vision.data.augment import Resize
 from intern_vision.data.batch import collate
 from intern_vision.data.loader import ShardSource, evaluation_batches
-from intern_vision.models.vision import ModelSpec, VisionModel
+from intern_vision.models.vision import HeadSpec, ModelSpec, VisionModel
 from intern_vision.store import open_store
-from intern_vision.train.features import cache_features, infer
+from intern_vision.task import Task
+from intern_vision.train.features import backbone_digest, cache_features, infer
 from intern_vision.train.upstream import fields_of, head_specs
 
 
@@ -93,3 +94,45 @@ def test_bfloat16_is_close_and_comes_as_float32(model, source):
 def test_keys_that_are_not_cached_are_simply_absent(model, source, tmp_path):
     cache = cache_of(model, source("depth"), tmp_path / "maps")
     assert cache.rows(["unknown", cache.keys[5], cache.keys[2]]) == [2, 5]
+
+
+def test_ignored_boxes_are_not_among_the_targets(model, source, tmp_path):
+    images = source("detect")
+    batches = list(batches_of(images))
+    plain = cache_features(model, batches, num_images=len(images), folder=tmp_path / "a", bf16=False, pooled=True)
+    for batch in batches:
+        ignored_BN = torch.full(batch["box_labels_BN"].shape, torch.nan)
+        ignored_BN[:, 0], ignored_BN[:, 1:] = 1, 0
+        batch["box_attributes"] = {"ignored": ignored_BN.masked_fill(batch["box_labels_BN"] < 0, torch.nan)}
+    cache = cache_features(model, batches, num_images=len(images), folder=tmp_path / "b", bf16=False, pooled=True)
+    for every, kept in zip(plain.targets, cache.targets, strict=True):
+        assert np.array_equal(kept["boxes"], every["boxes"][1:])
+        assert np.array_equal(kept["box_labels"], every["box_labels"][1:])
+
+
+@pytest.mark.parametrize("num_boxes", [(0, 0, 0), (2, 0, 3)])
+def test_boxes_are_kept_image_by_image_without_the_ignored_ones(model, tmp_path, num_boxes):
+    rng, examples = np.random.default_rng(0), []
+    for index, count in enumerate(num_boxes):
+        ignored = np.arange(count) == 1
+        example = {"key": f"k{index}", "image": rng.integers(0, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)}
+        example |= {"boxes": rng.random((count, 4)).astype(np.float32), "box_labels": np.arange(count)}
+        examples.append(example | {"box_attributes": {"ignored": ignored.astype(np.float32)}})
+    batches = [collate(examples[:2]), collate(examples[2:])]
+    cache = cache_features(model, batches, num_images=3, folder=tmp_path / "maps", bf16=False, pooled=True)
+    found = cache.source(cache.keys)
+    for row, example in enumerate(examples):
+        wanted = np.flatnonzero(example["box_attributes"]["ignored"] != 1)
+        np.testing.assert_array_equal(found[row]["boxes"], example["boxes"][wanted])
+        assert found[row]["box_labels"].tolist() == wanted.tolist()
+
+
+def test_a_digest_is_of_the_backbone_alone(tmp_path):
+    folders = []
+    for name, seed, heads in (("a", 0, {}), ("b", 0, {"depth": Task(family="depth", max_depth_m=9.0)}), ("c", 1, {})):
+        torch.manual_seed(seed)
+        specs = {family: HeadSpec(task=task, config=HEAD) for family, task in heads.items()}
+        VisionModel(ModelSpec(genotype=GENOTYPE, image_size_px=SIZE_PX, heads=specs)).save(tmp_path / name)
+        folders.append(tmp_path / name)
+    one, with_head, other = map(backbone_digest, folders)
+    assert one == with_head != other and len(one) == 64

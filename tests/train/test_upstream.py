@@ -1,7 +1,11 @@
+import json
+
 import pytest
-from helpers import AUGMENT
+from helpers import AUGMENT, commit_folder
 from label_parts import make_part
 
+from intern_vision.data.labels.output import UNIONS_FILE
+from intern_vision.data.labels.union import LabelUnion
 from intern_vision.data.loader import ShardSource, make_loader
 from intern_vision.data.mixture import MixtureSource
 from intern_vision.data.settings import MixtureConfig
@@ -110,6 +114,29 @@ def test_the_source_mixes_the_datasets_that_have_a_field(world, parts, tmp_path)
     assert all(batch["concepts_BK"].shape == (40, 3) for batch in batches)
     assert sum(int((batch["source_B"] == 0).sum()) for batch in batches) / 320 == pytest.approx(0.5, abs=0.1)
     assert all((batch["depth_BHW"][batch["source_B"] == 1] == 0).all() for batch in batches)
+
+
+def test_merged_labels_make_two_names_one_class(world, parts, tmp_path):
+    renamed = {"few": ("round", "bar"), "many": ("bar", "round", "toy")}
+    union = LabelUnion(
+        task=Task(family="multilabel", class_names=("round", "bar", "toy")),
+        concepts=("c1", "c2", "c3"),
+        sources=renamed,
+        renamed=renamed,
+    )
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (folder / UNIONS_FILE).write_text(json.dumps({"multilabel": union.to_dict()}))
+    labels = commit_folder(world.store_root, "label", "report", "labels", folder)
+    infos = upstream_infos(world.workspace(tmp_path / "work", data=parts, labels=labels), fields_of(("multilabel",)))
+    assert [info.tasks["multilabel"].class_names for info in infos] == [("round", "bar"), ("bar", "round", "toy")]
+    spec = head_specs(infos, ("multilabel",), HeadConfig(), "unified")["multilabel"]
+    assert spec.task == union.task and spec.sources == union.sources
+    with pytest.raises(DataError, match="dataset few: not in the multilabel union of many"):
+        stale = union.model_copy(update={"renamed": {"many": renamed["many"]}})
+        (folder / UNIONS_FILE).write_text(json.dumps({"multilabel": stale.to_dict()}))
+        labels = commit_folder(world.store_root, "label", "report", "stale", folder)
+        upstream_infos(world.workspace(tmp_path / "other", data=parts, labels=labels), fields_of(("multilabel",)))
 
 
 def test_a_field_that_no_dataset_has_is_named(world, parts, tmp_path):

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from intern_vision.bench.comparisons import RECIPES, column_of, protocols_by_recipe, split_column
-from intern_vision.bench.table import BenchmarkTable, FamilyRow
+from intern_vision.bench.comparisons import (
+    ZERO_SHOT_RECIPE,
+    column_of,
+    parse_protocol,
+    protocols_by_recipe,
+    sorted_protocols,
+    split_column,
+)
+from intern_vision.bench.table import BenchmarkTable, FamilyRow, TableRow
 from intern_vision.bench.table_text import arms_of
 
 _CURVE_POINTS = 160
@@ -194,19 +201,22 @@ def efficiency_panels(table: BenchmarkTable) -> list[Panel]:
     panels = []
     for family in table.families:
         recipes = protocols_by_recipe(family.errors)
-        # Zero-shot has no labels to be efficient with.
-        recipes.pop("zero-shot", None)
+        # Zero-shot has no labels to be efficient with; few-shot draws have curves of their own.
+        recipes.pop(ZERO_SHOT_RECIPE, None)
+        recipes = {recipe: [p for p in names if parse_protocol(p).shots is None] for recipe, names in recipes.items()}
         # One scale for all recipes of a family.
         shown = {protocol for protocols in recipes.values() for protocol in protocols}
         high = max((error for column, error in family.errors.items() if split_column(column)[1] in shown), default=0.0)
         for recipe, protocols in recipes.items():
+            if not protocols:
+                continue
             rows = []
             for arm in arms_of(table):
                 marks = []
                 for protocol in protocols:
                     error = family.errors.get(column_of(arm, protocol))
                     if error is not None:
-                        title, colour = f"{arm}@{protocol}: {error:.1f} %", arm_mark(arm, table)[0]
+                        title, colour = f"{arm}@{protocol}: {_in_unit(error, family.unit)}", arm_mark(arm, table)[0]
                         is_few = len(protocols) > 1 and protocol != protocols[-1]
                         marks.append(Mark(value=error, colour=_plain(colour), is_hollow=is_few, title=title))
                 if marks:
@@ -215,9 +225,8 @@ def efficiency_panels(table: BenchmarkTable) -> list[Panel]:
             most = column_of(table.baseline, protocols[-1])
             guides = []
             if most in family.errors:
-                guides = [
-                    Mark(value=family.errors[most], colour="theirs", title=f"{most}: {family.errors[most]:.1f} %")
-                ]
+                title = f"{most}: {_in_unit(family.errors[most], family.unit)}"
+                guides = [Mark(value=family.errors[most], colour="theirs", title=title)]
             svg = dot_chart(rows, f"Mean error of {family.family}, {recipe}, by arm", high=high, guides=guides)
             panels.append(Panel(title=f"{family.family}, {recipe}", svg=svg, note=_thin_note(family)))
     return panels
@@ -227,31 +236,39 @@ def set_panels(table: BenchmarkTable) -> list[Panel]:
     """By family, the error of every arm on every set under the first protocol (the fewest labels, frozen)."""
     panels = []
     for family in table.families:
-        recipes = protocols_by_recipe(family.errors)
-        protocol = next(recipes[recipe][0] for recipe in RECIPES if recipe in recipes)
-        rows = []
-        for row in table.rows:
-            if row.family != family.family:
-                continue
-            marks = []
-            # The candidate last, on top of the others.
-            arms = sorted(arms_of(table), key=lambda arm: (arm == table.candidate, arm == table.baseline))
-            for arm in arms:
-                error = row.errors.get(column_of(arm, protocol))
-                if error is not None:
-                    colour, shape = arm_mark(arm, table)
-                    marks.append(Mark(value=error, colour=colour, shape=shape, title=f"{arm}: {error:.1f} %"))
-            if marks:
-                rows.append(DotRow(label=row.dataset, marks=marks, is_joined=True))
-        svg = dot_chart(rows, f"Error of every arm on the sets of {family.family} @{protocol}", width_px=_WIDE_PX)
-        panels.append(Panel(title=f"{family.family} @{protocol}", svg=svg, note=_thin_note(family)))
+        protocol = sorted_protocols([c for row in table.rows if row.family == family.family for c in row.errors])[0]
+        for unit in sorted({row.unit for row in table.rows if row.family == family.family}):
+            members = [row for row in table.rows if (row.family, row.unit) == (family.family, unit)]
+            rows = [_set_row(table, row, protocol) for row in members]
+            svg = dot_chart(
+                [row for row in rows if row.marks],
+                f"Error of every arm on the sets of {family.family} @{protocol}",
+                width_px=_WIDE_PX,
+            )
+            title = f"{family.family} @{protocol}" + (", metres" if unit == "m" else "")
+            panels.append(Panel(title=title, svg=svg, note=_thin_note(family)))
     return panels
+
+
+def _set_row(table: BenchmarkTable, row: TableRow, protocol: str) -> DotRow:
+    """Every arm on one set, the candidate last, on top of the others."""
+    marks = []
+    for arm in sorted(arms_of(table), key=lambda arm: (arm == table.candidate, arm == table.baseline)):
+        error = row.errors.get(column_of(arm, protocol))
+        if error is not None:
+            colour, shape = arm_mark(arm, table)
+            marks.append(Mark(value=error, colour=colour, shape=shape, title=f"{arm}: {_in_unit(error, row.unit)}"))
+    return DotRow(label=row.dataset, marks=marks, is_joined=True)
 
 
 def key_svg(colour: str, shape: str) -> str:
     """A mark alone, for a legend."""
-    mark = _mark_svg(Mark(value=0, colour=colour, shape=shape), 6, 6)
+    mark = mark_svg(Mark(value=0, colour=colour, shape=shape), 6, 6)
     return f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
+
+
+def _in_unit(error: float, unit: str) -> str:
+    return f"{error:.2f} m" if unit == "m" else f"{error:.1f} %"
 
 
 def _plain(colour: str) -> str:
@@ -268,14 +285,15 @@ def _dot_row(row: DotRow, y: float, xs: Sequence[float]) -> list[str]:
     parts = [f'<text{style} x="{_LABEL_PX - 10}" y="{y + 3.5:.1f}" text-anchor="end">{_label(row.label)}</text>']
     if row.is_joined and len(xs) > 1:
         parts.append(f'<path class="joint" d="M{min(xs):.1f} {y:.1f}H{max(xs):.1f}"/>')
-    return [*parts, *(_mark_svg(mark, x, y) for mark, x in zip(row.marks, xs, strict=True))]
+    return [*parts, *(mark_svg(mark, x, y) for mark, x in zip(row.marks, xs, strict=True))]
 
 
 def _label(text: str) -> str:
     return escape(text if len(text) <= _MAX_LABEL_CHARS else text[: _MAX_LABEL_CHARS - 1] + "…")
 
 
-def _mark_svg(mark: Mark, x: float, y: float) -> str:
+def mark_svg(mark: Mark, x: float, y: float) -> str:
+    """A mark at a place in the drawing's own pixels."""
     r = _RADIUS_PX
     style = f"stroke:var(--{mark.colour});fill:var(--{'card' if mark.is_hollow else mark.colour})"
     title = _title(mark.title)

@@ -1,23 +1,34 @@
 """What the benchmark compares with what: protocols, columns, pairs of columns and relative reductions of the error.
 
-A *protocol* says how a model was adapted: ``10`` and ``100`` are percent of the training labels with a frozen
-backbone, ``10+ft`` and ``100+ft`` the same labels with strong fine-tuning, ``0`` is zero-shot. A *column* is
-``<arm>@<protocol>``.
+A *protocol* says which labels and which method adapted a model. Labels: ``10`` and ``100`` are percent of the training
+labels, ``4shot.1`` four images a class in the draw of seed 1, ``4shot`` the mean over such draws, ``0`` none
+(zero-shot). Methods follow as suffixes: none is a frozen backbone, ``+ft`` strong fine-tuning, and so on (``METHODS``).
+A *column* is ``<arm>@<protocol>``.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from pydantic import Field
 
 from intern_vision.config import Config
 
-Recipe = Literal["frozen", "fine-tuned", "zero-shot"]
-RECIPES: tuple[Recipe, ...] = ("frozen", "fine-tuned", "zero-shot")
-FINE_TUNED_SUFFIX = "+ft"
+FROZEN, ZERO_SHOT_RECIPE = "frozen", "zero-shot"
+METHODS: Mapping[str, str] = {
+    "ft": "fine-tuned",
+    "lora": "low-rank",
+    "mf": "multi-stage",
+    "wise": "ensemble",
+    "knn": "k-NN",
+}
+"""What the suffixes of a protocol say, in the order of display."""
 ZERO_SHOT = "0"
+_PROTOCOL = re.compile(
+    r"(?:(?P<percent>\d+(?:\.\d+)?(?:e-\d+)?)|(?P<shots>[1-9]\d*)shot(?:\.(?P<draw>\d+))?)(?P<suffixes>(?:\+[a-z]+)*)"
+)
 # The standard normal quantile of a two-sided 95 % interval.
 _Z_95 = 1.959963984540054
 
@@ -40,35 +51,85 @@ class Reduction(Config):
     num_ties: int = Field(ge=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """The parts of a protocol's name.
+
+    Attributes:
+        percent: of the training labels, in [0, 100]; ``None`` where images a class are counted.
+        shots: images a class; ``None`` where percent are counted.
+        draw: seed of a few-shot draw; ``None`` for a mean over draws.
+        suffixes: names of the methods, as written; empty for a frozen backbone.
+    """
+
+    percent: float | None
+    shots: int | None
+    draw: int | None
+    suffixes: tuple[str, ...]
+
+    @property
+    def labels(self) -> str:
+        """The labels alone, such as ``10`` or ``4shot``."""
+        return f"{self.percent:g}" if self.shots is None else f"{self.shots}shot"
+
+    @property
+    def mean_name(self) -> str:
+        """The protocol that joins all draws; the protocol's own name where it has no draw."""
+        return "+".join((self.labels, *self.suffixes))
+
+
+def parse_protocol(name: str) -> Protocol:
+    """The parts of a protocol's name; ValueError where it is none."""
+    match = _PROTOCOL.fullmatch(name)
+    if match is None:
+        raise ValueError(name)
+    suffixes = tuple(match["suffixes"].split("+")[1:])
+    percent = None if match["percent"] is None else float(match["percent"])
+    if set(suffixes) - set(METHODS) or len(set(suffixes)) < len(suffixes):
+        raise ValueError(name)
+    if percent is not None and (percent > 100 or (percent == 0 and name != ZERO_SHOT)):
+        raise ValueError(name)
+    shots, draw = (None if match[part] is None else int(match[part]) for part in ("shots", "draw"))
+    return Protocol(percent=percent, shots=shots, draw=draw, suffixes=suffixes)
+
+
 def is_protocol(name: str) -> bool:
-    """Whether ``name`` is ``0``, or a percentage in (0, 100] with or without ``+ft``."""
+    """Whether ``name`` is a protocol, see the top of this module."""
     try:
-        return name == ZERO_SHOT or 0 < percent_of(name) <= 100
+        parse_protocol(name)
     except ValueError:
         return False
+    return True
 
 
-def percent_of(protocol: str) -> float:
-    """Percent of the training labels that a protocol uses; ValueError where it names none."""
-    return float(protocol.removesuffix(FINE_TUNED_SUFFIX))
+def labels_text(protocol: str) -> str:
+    """The labels of a protocol in words, such as ``10 %`` or ``4 a class``."""
+    parts = parse_protocol(protocol)
+    return f"{parts.percent:g} %" if parts.shots is None else f"{parts.shots} a class"
 
 
-def recipe_of(protocol: str) -> Recipe:
-    """How a protocol adapts."""
+def recipe_of(protocol: str) -> str:
+    """How a protocol adapts: ``frozen``, ``zero-shot``, or the names of its methods."""
     if protocol == ZERO_SHOT:
-        return "zero-shot"
-    return "fine-tuned" if protocol.endswith(FINE_TUNED_SUFFIX) else "frozen"
+        return ZERO_SHOT_RECIPE
+    return " + ".join(METHODS[suffix] for suffix in parse_protocol(protocol).suffixes) or FROZEN
 
 
 def sorted_protocols(columns: Iterable[str]) -> list[str]:
-    """The protocols of columns by recipe in the order of ``RECIPES``, fewer labels first."""
-    protocols = {split_column(column)[1] for column in columns}
-    return sorted(protocols, key=lambda protocol: (RECIPES.index(recipe_of(protocol)), percent_of(protocol)))
+    """The protocols of columns by recipe, zero-shot last; of a recipe percent, then images a class, fewer first."""
+
+    def order(name: str) -> tuple[object, ...]:
+        protocol, methods = parse_protocol(name), tuple(METHODS)
+        recipe = [methods.index(suffix) for suffix in protocol.suffixes]
+        few = (protocol.shots or 0, protocol.percent or 0)
+        return (name == ZERO_SHOT, len(recipe) > 1, recipe, few, -1 if protocol.draw is None else protocol.draw)
+
+    return sorted({split_column(column)[1] for column in columns}, key=order)
 
 
-def protocols_by_recipe(columns: Iterable[str]) -> dict[Recipe, list[str]]:
+def protocols_by_recipe(columns: Iterable[str]) -> dict[str, list[str]]:
     """``sorted_protocols`` grouped by recipe; a recipe that no column has is left out."""
-    groups: dict[Recipe, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for protocol in sorted_protocols(columns):
         groups.setdefault(recipe_of(protocol), []).append(protocol)
     return groups
@@ -96,8 +157,8 @@ def compared_pairs(
 ) -> dict[str, tuple[str, str]]:
     """Pairs of columns by comparison name, those with the first baseline first.
 
-    With a baseline, each protocol is compared with itself and, within a recipe, the candidate's fewest labels with the
-    baseline's most; with a reference, each protocol with itself.
+    With a baseline, each protocol is compared with itself and, within a recipe, the candidate's lowest percentage of
+    the labels with the baseline's highest; with a reference, each protocol with itself.
 
     Args:
         columns: columns that exist.
@@ -110,8 +171,9 @@ def compared_pairs(
     full = []
     for protocols in recipes:
         pairs = [(protocol, protocol) for protocol in protocols]
-        if len(protocols) > 1:
-            pairs.insert(1, (protocols[0], protocols[-1]))
+        percents = [protocol for protocol in protocols if parse_protocol(protocol).shots is None]
+        if len(percents) > 1:
+            pairs.insert(pairs.index((percents[0],) * 2) + 1, (percents[0], percents[-1]))
         full += pairs
     wanted = [
         (column_of(candidate, ours), column_of(arm, theirs))

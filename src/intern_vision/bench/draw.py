@@ -93,13 +93,16 @@ def draw_samples(samples: Sequence[Sample], tasks: Mapping[Family, Task]) -> byt
     return _grid_png(cards, _GRID_WIDTH_PX)
 
 
-def draw_predictions(samples: Sequence[Sample], predictions: Sequence[Prediction], task: Task) -> bytes:
+def draw_predictions(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], task: Task, width_px: int = _PREDICTIONS_WIDTH_PX
+) -> bytes:
     """A grid of pictures with the truth beside what a model says.
 
     Args:
         samples: at least one, with the field that the family needs.
         predictions: one a sample, in the same order; boxes and maps in the pixels of the sample's image.
         task: the family and its label names.
+        width_px: of the grid at most; one card may be wider.
 
     Returns:
         PNG bytes.
@@ -117,7 +120,7 @@ def draw_predictions(samples: Sequence[Sample], predictions: Sequence[Prediction
         "depth": _compare_depth,
     }[task.family]
     cards = [compare(sample, prediction, task) for sample, prediction in zip(samples, predictions, strict=True)]
-    return _grid_png(cards, _PREDICTIONS_WIDTH_PX)
+    return _grid_png(cards, width_px)
 
 
 def draw_prediction(image: Image, prediction: Prediction, task: Task) -> Image:

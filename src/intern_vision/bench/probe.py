@@ -4,6 +4,7 @@ D feature width, K classes, N images.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +26,27 @@ class Probe:
         std_D: square roots of the features' variances plus ``VARIANCE_EPS``.
         weight_KD: weights.
         bias_K: biases.
-        l2: the penalty taken.
-        validation_accuracy: its mean held-out accuracy, in [0, 1].
+        chosen: the settings taken by name, and ``validation_accuracy``, their mean held-out accuracy in [0, 1].
     """
 
     mean_D: Tensor
     std_D: Tensor
     weight_KD: Tensor
     bias_K: Tensor
-    l2: float
-    validation_accuracy: float
+    chosen: dict[str, Any]
+
+
+def feature_moments(features_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations ``(D,)`` as the ``ChannelStandardizer`` that serves a probe has them."""
+    return features_ND.mean(0), (features_ND.var(0, correction=0) + VARIANCE_EPS).sqrt()
+
+
+def held_out_rows(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to hold out, evenly over the classes; with one image a class none is held out."""
+    names = [f"{row:08d}" for row in range(len(labels_N))]
+    parts = validation_split(names, labels_N.tolist(), share, seed)
+    train_M, held_L = (torch.tensor([int(name) for name in part], dtype=torch.int64) for part in parts)
+    return train_M, held_L
 
 
 def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: ProbeConfig) -> Probe:
@@ -46,15 +58,11 @@ def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: P
         num_classes: number of classes K.
         config: grid and splits.
     """
-    mean_D = features_ND.mean(0)
-    std_D = (features_ND.var(0, correction=0) + VARIANCE_EPS).sqrt()
+    mean_D, std_D = feature_moments(features_ND)
     x_ND = (features_ND - mean_D) / std_D
-    names = [f"{row:08d}" for row in range(len(labels_N))]
     accuracies = torch.zeros(len(config.l2_grid))
     for seed in range(config.num_splits):
-        train, held_out = validation_split(names, labels_N.tolist(), config.validation_share, seed)
-        train_rows = torch.tensor([int(name) for name in train])
-        held_rows = torch.tensor([int(name) for name in held_out])
+        train_rows, held_rows = held_out_rows(labels_N, config.validation_share, seed)
         if not len(held_rows):
             continue
         weights = None
@@ -71,8 +79,7 @@ def fit_probe(features_ND: Tensor, labels_N: Tensor, num_classes: int, config: P
         std_D=std_D,
         weight_KD=weight_KD,
         bias_K=bias_K,
-        l2=config.l2_grid[best],
-        validation_accuracy=float(accuracies[best]),
+        chosen={"l2": config.l2_grid[best], "validation_accuracy": float(accuracies[best])},
     )
 
 

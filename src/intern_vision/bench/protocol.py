@@ -5,12 +5,22 @@ exactly two images a class of Flowers-102, fits a class-stratified draw; the rul
 is by SHA-256 of ``"{seed}:{key}"``: it depends on neither file order nor platform nor random generator.
 """
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
 
+from intern_vision.bench.comparisons import parse_protocol
 from intern_vision.config import canonical_json, text_digest
 from intern_vision.errors import ConfigError, DataError
 
 Labels = Sequence[Hashable] | None
+
+SPLIT_SEED = 2021
+"""Seed of the main draw; few-shot draw number s uses this plus s."""
+SHARES = (0.1, 1.0)
+SHOTS = (1, 2, 4, 8, 16)
+NUM_SHOT_SEEDS = 3
+RECIPE_SUFFIXES = ("knn", "", "lora", "mf", "ft", "wise")
+"""What follows the ``+`` in a protocol's name, in the order in which one is preferred to those before it."""
 
 
 def stratified_share(keys: Sequence[str], labels: Labels, share: float, seed: int) -> list[str]:
@@ -72,6 +82,78 @@ def validation_split(keys: Sequence[str], labels: Labels, share: float, seed: in
     ]
     held_out = {key for _, _, key in sorted(candidates)[: _round_half_up(share * len(keys))]}
     return sorted(set(keys) - held_out), sorted(held_out)
+
+
+def rarest_classes(classes: Sequence[Collection[int]]) -> list[int]:
+    """For each image the class of its own that the fewest images have, -1 where it has none.
+
+    The stratum of a detection or segmentation image: a draw by it reaches the rare classes. Of equally rare
+    classes the lower index is taken.
+
+    Args:
+        classes: class indices present in each image.
+    """
+    counts = Counter(index for present in classes for index in set(present))
+    return [min(present, key=lambda index: (counts[index], index), default=-1) for present in classes]
+
+
+def split_digests(
+    keys: Sequence[str],
+    labels: Labels,
+    seed: int = SPLIT_SEED,
+    *,
+    shares: Sequence[float] = SHARES,
+    shots: Sequence[int] = SHOTS,
+    num_shot_seeds: int = NUM_SHOT_SEEDS,
+) -> dict[str, dict[str, int | str]]:
+    """Number of images and list digest of every draw of a training set, by protocol name.
+
+    Args:
+        keys: the training images' keys, in any order.
+        labels: class (or stratum) of each key.
+        seed: of the draw rule.
+        shares: shares in (0, 1].
+        shots: images a class of the few-shot draws.
+        num_shot_seeds: few-shot draws of each size.
+
+    Raises:
+        ConfigError: a share or a number of shots out of range.
+        DataError: a key occurs twice or the lengths differ.
+    """
+    lists = {share_name(share): stratified_share(keys, labels, share, seed) for share in shares}
+    for number in shots:
+        for draw in range(num_shot_seeds):
+            lists[shot_name(number, draw)] = few_shot(keys, labels, number, seed + draw)
+    return {name: {"num": len(chosen), "digest": list_digest(chosen)} for name, chosen in lists.items()}
+
+
+def share_name(share: float) -> str:
+    """A share as a protocol's name: 0.1 is ``10``."""
+    return f"{100 * share:g}"
+
+
+def shot_name(shots: int, seed: int) -> str:
+    """A few-shot draw as a protocol's name: 4 images a class, draw 0, is ``4shot.0``."""
+    return f"{shots}shot.{seed}"
+
+
+def protocol_rank(name: str) -> tuple[float, int]:
+    """Sorts protocols: fewer labels first, then by recipe in the order of ``RECIPE_SUFFIXES``.
+
+    Few-shot draws come before every share but zero-shot, the smaller first.
+
+    Raises:
+        ConfigError: ``name`` is no protocol's.
+    """
+    try:
+        parts = parse_protocol(name)
+        recipes = [RECIPE_SUFFIXES.index(suffix) for suffix in parts.suffixes or ("",)]
+    except ValueError:
+        suffixes = ", ".join(f"+{suffix}" for suffix in RECIPE_SUFFIXES if suffix)
+        raise ConfigError(
+            f"protocol: expected PERCENT or NUMBERshot.SEED, alone or with one of {suffixes}; got {name!r}"
+        ) from None
+    return (1e-9 * (parts.shots or 0) if parts.percent is None else parts.percent), max(recipes)
 
 
 def list_digest(keys: Sequence[str]) -> str:

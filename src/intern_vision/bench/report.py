@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intern_vision.bench.arm_charts import curve_panels, radar_panel
 from intern_vision.bench.charts import (
     Curve,
     arm_mark,
@@ -32,13 +33,14 @@ from intern_vision.bench.table_text import (
 from intern_vision.bench.table_view import (
     arm_grids,
     cost_rows,
-    interval_text,
+    error_cell,
     mean_tables,
     pair_tables,
     reduction_rows,
     sign_class,
     tiles,
 )
+from intern_vision.bench.task_report import TaskReport, task_view
 from intern_vision.bench.timeline import format_duration, format_time, record_label, timeline
 from intern_vision.stages.base import Record
 
@@ -46,7 +48,18 @@ TEMPLATE_NAME = "report.html.j2"
 MAX_REPORT_BYTES = 8 * 10**6
 # (largest width in px, JPEG quality), tried in turn until the page is small enough.
 _PICTURE_SIZES = ((1240, 80), (960, 75), (640, 60))
+# What the error is, by metric where the dataset names one, else by family.
 ERROR_NAMES = {
+    "top1": "1 - top-1 accuracy",
+    "mean_per_class": "1 - mean accuracy of the classes",
+    "quadratic_kappa": "1 - top-1 accuracy",
+    "voc_ap50": "1 - AP at IoU 0.5, 11 points",
+    "coco_ap": "1 - COCO AP",
+    "wider_ap": "1 - mean of the easy, medium and hard AP",
+    "log_average_miss_rate": "mean log-average miss rate of Reasonable and Heavy",
+    "miou": "1 - mIoU",
+    "kitti_rmse": "RMSE in metres, cap 80",
+    "nyu_rmse": "RMSE in metres, cap 10",
     "classify": "1 - top-1 accuracy",
     "multilabel": "1 - mAP over concepts",
     "detect": "1 - AP at IoU 0.5",
@@ -91,7 +104,7 @@ class GeneralistCandidate:
         num_parameters: of the model as deployed.
         num_macs: multiply-adds an image.
         image_passes: of all training it comes from.
-        cpu_s: processor seconds of that training.
+        cpu_s: processor seconds of that training; not a number where nothing is known.
         chosen: it was taken.
     """
 
@@ -129,6 +142,7 @@ class ReportContent:
         table: the benchmark table.
         summary: what ran, when and on what, as name and text.
         records: records of every stage that took part.
+        tasks: what is known of single tasks, shown first.
         candidates: the generalists among which one was chosen.
         searches: results of architecture searches.
         dense_amateurs: results of Up-A-L, the amateur's continuation on dense image-text signals.
@@ -144,6 +158,7 @@ class ReportContent:
     table: BenchmarkTable
     summary: Mapping[str, str]
     records: Sequence[Record] = ()
+    tasks: Sequence[TaskReport] = ()
     candidates: Sequence[GeneralistCandidate] = ()
     searches: Sequence[FactSheet] = ()
     dense_amateurs: Sequence[FactSheet] = ()
@@ -201,6 +216,8 @@ def format_fact(value: float | int | str) -> str:
 
 def _render(content: ReportContent, width_px: int, quality: int) -> str:
     table = content.table
+    # One model beside no other: what compares arms would say the same thing five times.
+    is_alone = bool(content.tasks) and len(arms_of(table)) == 1
     return (
         page_environment()
         .get_template(TEMPLATE_NAME)
@@ -208,21 +225,26 @@ def _render(content: ReportContent, width_px: int, quality: int) -> str:
             content=content,
             table=table,
             tiles=tiles(table),
-            means=mean_tables(table),
+            is_alone=is_alone,
+            tasks=[task_view(task) for task in content.tasks],
+            means=[] if is_alone else mean_tables(table),
             reductions=reduction_rows(table),
             pairs=pair_tables(table),
             grids=arm_grids(table),
             costs=cost_rows(table),
             methods=sorted({method for row in table.rows for method in row.methods.values()}),
-            errors={row.family: ERROR_NAMES[row.family] for row in table.families},
+            errors={(name := row.metric or row.family): ERROR_NAMES.get(name, name) for row in table.rows},
             notes=[PAPER_NOTE, *best_arm_lines(table)],
             main_wins={name: table.overall[name] for name in main_comparisons(table)},
-            efficiency=[panel for panel in efficiency_panels(table) if panel.svg],
-            set_charts=[panel for panel in set_panels(table) if panel.svg],
+            efficiency=[] if is_alone else [panel for panel in efficiency_panels(table) if panel.svg],
+            set_charts=[] if is_alone else [panel for panel in set_panels(table) if panel.svg],
             legend=[(arm, key_svg(*arm_mark(arm, table))) for arm in arms_of(table)],
             family_label=family_label,
             sign_class=sign_class,
-            interval_text=interval_text,
+            error_cell=error_cell,
+            has_runs=any(row.runs for row in table.rows),
+            curves=[] if is_alone else curve_panels(table),
+            radar=radar_panel(table),
             candidate_families=_candidate_families(content.candidates),
             timeline=timeline(content.records),
             records=sorted(content.records, key=lambda record: (record.started_unix_s, record.ref.uri)),

@@ -13,7 +13,7 @@ from typing import Any
 from intern_vision.bench.charts import DotRow, Mark, Panel, dot_chart
 from intern_vision.bench.comparisons import (
     column_of,
-    percent_of,
+    parse_protocol,
     protocols_by_recipe,
     sorted_protocols,
     split_column,
@@ -23,15 +23,15 @@ from intern_vision.bench.table import BenchmarkTable, FamilyRow
 from intern_vision.bench.table_text import (
     PAPER_LABEL,
     PAPER_NOTE,
-    RECIPE_TITLES,
     TEXT_WIDTH,
     arms_of,
     console_text,
     escaped,
-    format_number,
+    format_error,
     format_signed,
     new_grid,
     paper_cells,
+    recipe_title,
     text_console,
 )
 from intern_vision.config import Config
@@ -54,11 +54,13 @@ class Spread(Config):
         values: one a run, ``None`` where the run has none.
         mean: over the values there are; ``None`` without any.
         std: standard deviation of the sample; ``None`` below two values.
+        unit: of all of them, ``m`` where an error is in metres.
     """
 
     values: tuple[float | None, ...]
     mean: float | None
     std: float | None
+    unit: str = "%"
 
     @property
     def known(self) -> list[float]:
@@ -181,7 +183,8 @@ def render_text(table: SeedTable, width: int = TEXT_WIDTH) -> str:
     console.print()
     for part in _mean_tables(table):
         console.print(f"mean error in %, lower is better; {part['title']}")
-        grid = new_grid("arm", [f"{family.family}\n@{percent_of(protocol):g}" for family, protocol in part["keys"]])
+        names = [f"{family.family}\n@{parse_protocol(protocol).labels}" for family, protocol in part["keys"]]
+        grid = new_grid("arm", names)
         for arm, spreads in part["rows"]:
             grid.add_row(arm, *map(format_spread, spreads))
         console.print(grid)
@@ -233,7 +236,8 @@ def format_spread(spread: Spread | None) -> str:
     """For example ``44.6 \u00b1 1.3``; without the deviation where there is one value, ``-`` where there is none."""
     if spread is None or spread.mean is None:
         return "-"
-    return format_number(spread.mean) + ("" if spread.std is None else f" \u00b1 {spread.std:.1f}")
+    deviation = "" if spread.std is None else f" \u00b1 {format_error(spread.std, spread.unit)}"
+    return format_error(spread.mean, spread.unit) + deviation
 
 
 def format_gain(spread: Spread | None) -> str:
@@ -247,7 +251,7 @@ def format_gain(spread: Spread | None) -> str:
 
 def format_values(spread: Spread | None) -> str:
     """Every run's value, ``-`` where a run has none."""
-    return "-" if spread is None else " ".join(format_number(value) for value in spread.values)
+    return "-" if spread is None else " ".join(format_error(value, spread.unit) for value in spread.values)
 
 
 def _table_path(run: str, state_dir: Path) -> Path:
@@ -302,7 +306,10 @@ def _family(
         family=family,
         num_sets=rows[0].num_sets,
         thin=rows[0].thin,
-        errors=spreads(columns, lambda row, name: row.errors.get(name)),
+        errors={
+            name: spread.model_copy(update={"unit": rows[0].unit})
+            for name, spread in spreads(columns, lambda row, name: row.errors.get(name)).items()
+        },
         mean_of_reductions=reading("mean_of_reductions"),
         reduction_of_mean=reading("reduction_of_mean"),
     )
@@ -342,7 +349,7 @@ def _mean_tables(table: SeedTable) -> list[dict[str, Any]]:
             spreads = [family.errors.get(column_of(arm, protocol)) for family, protocol in keys]
             if any(spreads):
                 rows.append((arm, spreads))
-        tables.append({"title": RECIPE_TITLES[recipe], "keys": keys, "rows": rows})
+        tables.append({"title": recipe_title(recipe), "keys": keys, "rows": rows})
     return tables
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from intern_vision.data.augment import Resize
-from intern_vision.data.loader import ShardSource, evaluation_batches, load_info
+from intern_vision.bench.scoring import metric_of, original_batches, update_metric
+from intern_vision.data.loader import ShardSource, load_info
 from intern_vision.data.sample import Split
-from intern_vision.data.settings import AugmentConfig
 from intern_vision.errors import DataError
 from intern_vision.models.features import Features
 from intern_vision.models.vision import VisionModel
@@ -79,18 +78,16 @@ def relative_score(errors: Mapping[Family, float], reference: Mapping[Family, fl
 def _head_errors(
     model: VisionModel, names: Sequence[str], source: ShardSource, batch_size: int, bf16: bool
 ) -> dict[str, float]:
-    size_px = model.spec.image_size_px
-    metrics = {name: model.heads[name].metric() for name in names}
-    transform = Resize(AugmentConfig(image_size_px=size_px), num_concepts=len(source.info.concept_names))
+    metrics = {name: metric_of(source.info, model.heads[name].task) for name in names}
     device = next(model.parameters()).device
-    for batch in evaluation_batches(source, batch_size, transform):
+    for batch, targets in original_batches(source, model.spec.image_size_px, batch_size):
         image_BCHW = batch["image_BCHW"].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found = model.head_features(image_BCHW, names)
         for name, features in found.items():
             head = model.heads[name]
             outputs = head(Features(tuple(map_BCHW.float() for map_BCHW in features.maps), features.vector_BD.float()))
-            metrics[name].update(head.predict(outputs, (size_px, size_px)), batch)
+            update_metric(metrics[name], head, outputs, batch, targets)
     return {name: float(metric.compute()["error"]) for name, metric in metrics.items()}
 
 

@@ -1,30 +1,37 @@
 """The benchmark table as plain text: family means of all arms, reductions, then every set."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from intern_vision.bench.comparisons import (
-    Recipe,
+    FROZEN,
+    ZERO_SHOT_RECIPE,
     Reduction,
     column_of,
-    percent_of,
+    parse_protocol,
     protocols_by_recipe,
     sorted_protocols,
     split_column,
     split_comparison,
 )
-from intern_vision.bench.table import PAPER_REDUCTIONS, BenchmarkTable, FamilyRow
+from intern_vision.bench.scores import Gap
+from intern_vision.bench.table import PAPER_REDUCTIONS, BenchmarkTable, FamilyRow, TableRow
 from intern_vision.task import Family
 
 TEXT_WIDTH = 120
 SETS_HEADING = "error in % by set"
 """How the part below the family means begins."""
-# What the recipes are called above a table.
-RECIPE_TITLES: Mapping[Recipe, str] = {
-    "frozen": "frozen backbone",
+# What the recipes are called above a table; a combination of methods goes by its own name.
+RECIPE_TITLES: Mapping[str, str] = {
+    FROZEN: "frozen backbone",
     "fine-tuned": "strong fine-tuning",
-    "zero-shot": "zero-shot, no training image",
+    "low-rank": "low-rank adapters",
+    "multi-stage": "multi-stage fine-tuning",
+    "ensemble": "ensemble of frozen and fine-tuned weights",
+    "k-NN": "nearest neighbours on a frozen backbone",
+    ZERO_SHOT_RECIPE: "zero-shot, no training image",
 }
 PAPER_LABEL = "paper: INTERN@10 vs CLIP@10 [1]"
 PAPER_NOTE = (
@@ -43,21 +50,31 @@ def render_text(table: BenchmarkTable, width: int = TEXT_WIDTH) -> str:
     console = text_console(width)
     has_more_arms = bool(set(arms_of(table)) - {table.baseline, table.candidate})
     for recipe, protocols in protocols_by_recipe(table.columns).items():
-        _print_families(console, table, recipe, protocols)
+        for part in by_kind_of_labels(protocols):
+            _print_families(console, table, recipe, part)
     for line in _family_notes(table):
         console.print(line, markup=False)
     console.print()
     if table.comparisons:
         _print_reductions(console, table)
         console.print()
+    gaps = {gap.dataset: gap.status for gap in table.gaps if not gap.arm}
     for protocols in protocols_by_recipe(table.columns).values():
-        _print_pair(console, table, protocols, has_more_arms)
+        for part in by_kind_of_labels(protocols):
+            _print_pair(console, table, part, has_more_arms, gaps, width)
+            gaps = {}  # once is enough
     if has_more_arms:
         for protocol in sorted_protocols(table.columns):
             _print_arms(console, table, protocol, width)
+    _print_gaps(console, table.gaps)
     for line in summary_lines(table):
         console.print(line, markup=False)
     return console_text(console)
+
+
+def recipe_title(recipe: str) -> str:
+    """What a recipe is called above a table."""
+    return RECIPE_TITLES.get(recipe, recipe)
 
 
 def text_console(width: int) -> Any:
@@ -133,9 +150,25 @@ def format_signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1f}"
 
 
+def format_error(value: float | None, unit: str) -> str:
+    """An error in percent with one decimal, or in metres with two and its unit; ``-`` where there is no value."""
+    return f"{value:.2f} m" if value is not None and unit == "m" else format_number(value)
+
+
+def format_draws(row: TableRow, column: str) -> str:
+    """For example ``\u00b1 1.3``: standard deviation (n - 1) over few-shot draws; empty where there are not several."""
+    draws = row.draws.get(column, ())
+    return f"\u00b1 {format_error(statistics.stdev(draws), row.unit)}" if len(draws) > 1 else ""
+
+
+def format_cell(row: TableRow, column: str) -> str:
+    """The error of a column on one set, with its spread over few-shot draws."""
+    return f"{format_error(row.errors.get(column), row.unit)} {format_draws(row, column)}".rstrip()
+
+
 def format_mean(family: FamilyRow, column: str) -> str:
     """The family's mean error of a column; ``*`` where it is over fewer sets than the family has."""
-    text = format_number(family.errors.get(column))
+    text = format_error(family.errors.get(column), family.unit)
     return text + "*" * (0 < family.num_scored.get(column, family.num_sets) < family.num_sets and text != "-")
 
 
@@ -158,11 +191,11 @@ def escaped(text: str) -> str:
     return escape(text)
 
 
-def _print_families(console: Any, table: BenchmarkTable, recipe: Recipe, protocols: Sequence[str]) -> None:
+def _print_families(console: Any, table: BenchmarkTable, recipe: str, protocols: Sequence[str]) -> None:
     keys = [(family, protocol) for family in table.families for protocol in protocols]
     keys = [key for key in keys if _has(key[0], table, key[1])]
-    names = [f"{family.family}\n@{percent_of(protocol):g}" for family, protocol in keys]
-    console.print(f"mean error in % by family, lower is better; {RECIPE_TITLES[recipe]}")
+    names = [f"{family.family}\n@{parse_protocol(protocol).labels}" for family, protocol in keys]
+    console.print(f"mean error in % by family, lower is better; {recipe_title(recipe)}")
     grid = new_grid("arm", names)
     for arm in arms_of(table):
         cells = [format_mean(family, column_of(arm, protocol)) for family, protocol in keys]
@@ -181,6 +214,8 @@ def _family_notes(table: BenchmarkTable) -> list[str]:
         lines.append("thin: a mean over one or two sets says little about a family")
     if any(family.incomplete for family in table.families):
         lines.append("*: incomplete, a mean over fewer sets than the family has; compare it with no other mean")
+    mixed = [family.family for family in table.families if not family.unit]
+    lines += [f"{family}: errors in several units, so there is no mean" for family in mixed]
     return lines
 
 
@@ -199,21 +234,43 @@ def _print_reductions(console: Any, table: BenchmarkTable) -> None:
         console.print(line, markup=False)
 
 
-def _print_pair(console: Any, table: BenchmarkTable, protocols: Sequence[str], has_more_arms: bool) -> None:
-    """Baseline and candidate on every set with the reductions between them; one alone is left to ``_print_arms``."""
+def by_kind_of_labels(protocols: Sequence[str]) -> list[list[str]]:
+    """Protocols of one recipe as those with a percentage of the labels and those with images a class, if any."""
+    few = [protocol for protocol in protocols if parse_protocol(protocol).shots is not None]
+    return [part for part in ([protocol for protocol in protocols if protocol not in few], few) if part]
+
+
+def _print_pair(
+    console: Any,
+    table: BenchmarkTable,
+    protocols: Sequence[str],
+    has_more_arms: bool,
+    gaps: Mapping[str, str],
+    width: int,
+) -> None:
+    """Baseline and candidate on every set with the reductions between them; one alone is left to ``_print_arms``.
+
+    What has no score is named in the place of its first error.
+    """
     wanted = [column_of(arm, protocol) for protocol in protocols for arm in (table.baseline, table.candidate)]
     columns = [column for column in wanted if column in table.columns]
     comparisons = [name for name in main_comparisons(table) if split_comparison(name)[0] in columns]
+    if parse_protocol(protocols[0]).shots is not None:
+        comparisons = []  # those of the families say enough of so many columns
     if not columns or (has_more_arms and not comparisons):
         return
     console.print(f"{SETS_HEADING}, lower is better")
-    grid = new_grid("set", [*columns, *comparisons])
-    for row in table.rows:
-        if not set(columns) & set(row.errors):
-            continue
-        errors = [format_number(row.errors.get(column)) for column in columns]
-        grid.add_row(row.dataset, *errors, *(format_signed(row.reductions.get(name)) for name in comparisons))
-    console.print(grid)
+    rows = [row for row in table.rows if set(columns) & set(row.errors)]
+    first_chars = max(len(name) for name in (*gaps, *(row.dataset for row in rows)))
+    cells = {column: [format_cell(row, column) for row in rows] for column in columns}
+    cells |= {name: [format_signed(row.reductions.get(name)) for row in rows] for name in comparisons}
+    for part in _fitting(list(cells), width - first_chars - 2 * _GAP_CHARS, cells):
+        grid = new_grid("set", map(_broken, part))
+        for number, row in enumerate(rows):
+            grid.add_row(row.dataset, *(cells[name][number] for name in part))
+        for dataset, status in gaps.items():
+            grid.add_row(dataset, status)
+        console.print(grid)
 
 
 def _print_arms(console: Any, table: BenchmarkTable, protocol: str, width: int) -> None:
@@ -221,29 +278,44 @@ def _print_arms(console: Any, table: BenchmarkTable, protocol: str, width: int) 
     arms = [arm for arm in arms_of(table) if column_of(arm, protocol) in table.columns]
     rows = [row for row in table.rows if any(column_of(arm, protocol) in row.errors for arm in arms)]
     first_chars = max(len(row.dataset) for row in rows)
-    for part in _fitting(arms, width - first_chars - 2 * _GAP_CHARS):
-        names = [_broken(arm) for arm in part]
+    cells = {arm: [format_cell(row, column_of(arm, protocol)) for row in rows] for arm in arms}
+    for part in _fitting(arms, width - first_chars - 2 * _GAP_CHARS, cells):
         console.print(f"{SETS_HEADING}, all arms @{protocol}")
-        grid = new_grid("set", names)
-        for row in rows:
-            grid.add_row(row.dataset, *(format_number(row.errors.get(column_of(arm, protocol))) for arm in part))
+        grid = new_grid("set", map(_broken, part))
+        for number, row in enumerate(rows):
+            grid.add_row(row.dataset, *(cells[arm][number] for arm in part))
         console.print(grid)
 
 
-def _fitting(arms: Sequence[str], width: int) -> list[list[str]]:
-    """Cuts arms into runs whose columns fit into ``width`` characters; a name may break after its hyphens."""
+def _print_gaps(console: Any, gaps: Sequence[Gap]) -> None:
+    """What was asked for and has no score, with how to get it or what went wrong."""
+    if gaps:
+        console.print("not scored")
+        for gap in gaps:
+            console.print(f"  {gap_name(gap)}: {gap.status}; {gap.text}", markup=False, soft_wrap=True)
+        console.print()
+
+
+def gap_name(gap: Gap) -> str:
+    """The dataset, with the arm where the others were scored."""
+    return f"{gap.dataset}, {gap.arm}" if gap.arm else gap.dataset
+
+
+def _fitting(names: Sequence[str], width: int, cells: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Cuts columns into runs that fit into ``width`` characters; a name may break, its cells do not."""
     parts: list[list[str]] = []
     room = 0
-    for arm in arms:
-        chars = _GAP_CHARS + max(_MIN_COLUMN_CHARS, *map(len, _broken(arm).split("\n")))
+    for name in names:
+        texts = (*_broken(name).split("\n"), *cells[name])
+        chars = _GAP_CHARS + max(_MIN_COLUMN_CHARS, *map(len, texts))
         if not parts or chars > room:
             parts.append([])
             room = width
-        parts[-1].append(arm)
+        parts[-1].append(name)
         room -= chars
     return parts
 
 
-def _broken(arm: str) -> str:
-    """An arm's name over as many lines as it has parts."""
-    return arm.replace("-", "-\n")
+def _broken(name: str) -> str:
+    """The name of an arm, column or comparison over as many lines as it has parts."""
+    return name.replace(" vs ", "\nvs ").replace("-", "-\n").replace("@", "\n@")

@@ -4,7 +4,8 @@ from typing import Any
 
 from intern_vision.bench.comparisons import (
     column_of,
-    percent_of,
+    labels_text,
+    parse_protocol,
     protocols_by_recipe,
     sorted_protocols,
     split_column,
@@ -12,12 +13,15 @@ from intern_vision.bench.comparisons import (
 )
 from intern_vision.bench.table import ArmCost, BenchmarkTable, FamilyRow, TableRow
 from intern_vision.bench.table_text import (
-    RECIPE_TITLES,
     arms_of,
+    by_kind_of_labels,
+    format_draws,
+    format_error,
     format_mean,
     format_reduction,
     main_comparisons,
     paper_cells,
+    recipe_title,
 )
 
 
@@ -31,8 +35,8 @@ def tiles(table: BenchmarkTable) -> list[dict[str, Any]]:
         {
             "family": family,
             "value": family.reductions[names[0]].mean_of_reductions,
-            "ours": family.errors[ours],
-            "theirs": family.errors[theirs],
+            "ours": format_mean(family, ours),
+            "theirs": format_mean(family, theirs),
             "num_sets": family.reductions[names[0]].num_sets,
             "wins": f"{family.reductions[names[0]].num_wins} of {family.reductions[names[0]].num_sets}",
         }
@@ -62,8 +66,8 @@ def mean_tables(table: BenchmarkTable) -> list[dict[str, Any]]:
             ]
             if any(cell["text"] != "-" for cell in cells):
                 rows.append({"arm": arm, "role": _role(arm, table), "cells": cells})
-        shares = [(family, [f"{percent_of(protocol):g} %" for protocol in known]) for family, known in heads]
-        tables.append({"title": RECIPE_TITLES[recipe], "heads": shares, "rows": rows})
+        shares = [(family, [labels_text(protocol) for protocol in known]) for family, known in heads]
+        tables.append({"title": recipe_title(recipe), "heads": shares, "rows": rows})
     return tables
 
 
@@ -107,15 +111,21 @@ def reduction_rows(table: BenchmarkTable) -> list[dict[str, Any]]:
 
 def pair_tables(table: BenchmarkTable) -> list[dict[str, Any]]:
     """A table a recipe: baseline and candidate on every set, with the reductions between them."""
-    tables = []
+    tables: list[dict[str, Any]] = []
     for recipe, protocols in protocols_by_recipe(table.columns).items():
-        wanted = [column_of(arm, protocol) for protocol in protocols for arm in (table.baseline, table.candidate)]
-        columns = [column for column in wanted if column in table.columns]
-        comparisons = [name for name in main_comparisons(table) if split_comparison(name)[0] in columns]
-        rows = [row for row in table.rows if set(columns) & set(row.errors)]
-        if rows and (comparisons or len(arms_of(table)) == 1):
-            parts = {"columns": columns, "comparisons": comparisons, "rows": rows}
-            tables.append({"title": RECIPE_TITLES[recipe], **parts})
+        for part in by_kind_of_labels(protocols):
+            wanted = [column_of(arm, protocol) for protocol in part for arm in (table.baseline, table.candidate)]
+            columns = [column for column in wanted if column in table.columns]
+            comparisons = [name for name in main_comparisons(table) if split_comparison(name)[0] in columns]
+            rows = [row for row in table.rows if set(columns) & set(row.errors)]
+            is_few_shot = parse_protocol(part[0]).shots is not None
+            if rows and (comparisons or len(arms_of(table)) == 1):
+                # What has no score stands in the first table alone.
+                gaps = [gap for gap in table.gaps if not gap.arm and not tables]
+                # Of so many columns the reductions of the families say enough.
+                parts = {"columns": columns, "comparisons": [] if is_few_shot else comparisons, "rows": rows}
+                title = recipe_title(recipe) + (", few-shot" if is_few_shot else "")
+                tables.append({"title": title, "gaps": gaps, **parts})
     return tables
 
 
@@ -160,9 +170,17 @@ def _role(arm: str, table: BenchmarkTable) -> str:
 
 
 def interval_text(row: TableRow, column: str) -> str:
-    """For example ``36.2-42.4``; empty where the error is no share of images."""
+    """For example ``36.2-42.4``, or the spread of few-shot draws; empty where there is neither."""
     found = row.intervals.get(column)
-    return "" if found is None else f"{found[0]:.1f}\u2013{found[1]:.1f}"
+    digits = 2 if row.unit == "m" else 1
+    return format_draws(row, column) if found is None else f"{found[0]:.{digits}f}\u2013{found[1]:.{digits}f}"
+
+
+def error_cell(row: TableRow, column: str) -> dict[str, str]:
+    """The error of a column on one set for the page: ``text``, ``interval`` and ``run``, the address of its run."""
+    text = format_error(row.errors.get(column), row.unit)
+    run = row.runs.get(split_column(column)[0], "") if text != "-" else ""
+    return {"text": text, "interval": interval_text(row, column), "run": run}
 
 
 def sign_class(value: float | None) -> str:

@@ -27,6 +27,8 @@ _MIN_BOX_SIDE_PX = 1.0
 class _Transform:
     """What training and evaluation share: the fields that do not depend on the crop."""
 
+    keeps_ignored_boxes = True
+
     def __init__(self, config: AugmentConfig, tokenizer: Tokenizer | None, context_length: int, num_concepts: int):
         import cv2
 
@@ -64,12 +66,18 @@ class _Transform:
         if sample.depth is not None:
             example["depth"] = warp_labels(sample.depth, affine, size_px, 0)
         if sample.boxes is not None and sample.box_labels is not None:
-            boxes, kept = warp_boxes(sample.boxes, affine, size_px, self.config.min_box_visibility)
-            example["boxes"], example["box_labels"] = boxes, sample.box_labels[kept]
+            example["boxes"], kept = warp_boxes(sample.boxes, affine, size_px, self.config.min_box_visibility)
+            if not self.keeps_ignored_boxes and "ignored" in sample.box_attributes:
+                learnt = sample.box_attributes["ignored"] != 1
+                example["boxes"], kept = example["boxes"][learnt[kept]], kept & learnt
+            example["box_labels"] = sample.box_labels[kept]
+            example["box_attributes"] = {name: values[kept] for name, values in sample.box_attributes.items()}
 
 
 class Augment(_Transform):
-    """Training transform: ``Sample`` and generator to the example that ``collate`` takes."""
+    """Training transform: ``Sample`` and generator to the example that ``collate`` takes; no ignored boxes."""
+
+    keeps_ignored_boxes = False
 
     def __init__(
         self,

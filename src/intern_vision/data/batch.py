@@ -17,7 +17,7 @@ Batch = dict[str, Any]
 # The box axis is padded to a multiple of this, so that few different shapes occur.
 _BOX_COUNT_STEP = 4
 _IMAGES = {"image": "image_BCHW", "second_image": "second_image_BCHW"}
-_LISTED = {"key", "boxes", "box_labels"}
+_LISTED = {"key", "boxes", "box_labels", "box_attributes"}
 _STACKED = {
     "source": ("source_B", np.int64),
     "label": ("label_B", np.int64),
@@ -54,6 +54,7 @@ def collate(examples: Iterable[Example], num_examples: int = 0) -> Batch:
     ``concepts_BK``             float32    1 where concept k is present
     ``boxes_BN4``               float32    x0 y0 x1 y1 in pixels, padded with zeros
     ``box_labels_BN``           int64      class indices, padded with -1
+    ``box_attributes``          dict       name to ``(B, N)`` float32, padded with NaN, as where a sample has none
     ``mask_BHW``                uint8      class indices, 255 ignore
     ``depth_BHW``               float32    metres, 0 unknown
     ``original_size_px_B2``     int64      height and width before an evaluation resize
@@ -91,10 +92,8 @@ def collate(examples: Iterable[Example], num_examples: int = 0) -> Batch:
         arrays[name] = np.array([example[name] for example in rest], _STACKED[name][1] if name in _STACKED else None)
     batch: Batch = {_batch_name(name): torch.from_numpy(array) for name, array in arrays.items()}
     if "boxes" in names:
-        boxes, labels = _pad_boxes(rest)
-        batch |= {"boxes_BN4": torch.from_numpy(boxes), "box_labels_BN": torch.from_numpy(labels)}
-    batch["keys"] = [example["key"] for example in rest]
-    return batch
+        batch |= _padded_boxes(rest)
+    return batch | {"keys": [example["key"] for example in rest]}
 
 
 def _batch_name(name: str) -> str:
@@ -126,13 +125,22 @@ def _copy(example: Example, name: str, row: NDArray[Any]) -> None:
         row[...] = value
 
 
-def _pad_boxes(examples: Sequence[Example]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _padded_boxes(examples: Sequence[Example]) -> Batch:
+    import torch
+
     most = max(len(example["boxes"]) for example in examples)
     num_boxes = max(1, -(-most // _BOX_COUNT_STEP)) * _BOX_COUNT_STEP
     boxes = np.zeros((len(examples), num_boxes, 4), np.float32)
     labels = np.full((len(examples), num_boxes), -1, np.int64)
+    names = sorted({name for example in examples for name in example.get("box_attributes", ())})
+    attributes = {name: np.full((len(examples), num_boxes), np.nan, np.float32) for name in names}
     for row, example in enumerate(examples):
         count = len(example["boxes"])
         boxes[row, :count] = example["boxes"]
         labels[row, :count] = example["box_labels"]
-    return boxes, labels
+        for name, values in example.get("box_attributes", {}).items():
+            attributes[name][row, :count] = values
+    batch: Batch = {"boxes_BN4": torch.from_numpy(boxes), "box_labels_BN": torch.from_numpy(labels)}
+    if attributes:
+        batch["box_attributes"] = {name: torch.from_numpy(values) for name, values in attributes.items()}
+    return batch

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -19,7 +18,7 @@ from intern_vision.data.batch import Batch, Example, collate
 from intern_vision.data.codec import decode_image, decode_map
 from intern_vision.data.mixture import MixtureSource
 from intern_vision.data.sample import IGNORE_LABEL, Sample, Split
-from intern_vision.data.shard import FIELDS, INDEX_NAME, INFO_NAME, MEMBERS, DatasetInfo, ShardInfo
+from intern_vision.data.shard import FIELDS, INDEX_NAME, INFO_NAME, MEMBERS, DatasetInfo, ShardInfo, fill_from_json
 from intern_vision.errors import ConfigError, DataError, MissingObjectError
 from intern_vision.store import Store, join_uri
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Any, np.random.Generator], Example]
 
 _MAX_OPEN_FILES = 64
-_JSON_ONLY = ("concepts", "boxes", "box_labels")
+_JSON_ONLY = ("concepts", "boxes", "box_labels", "box_attributes", "frame")
 
 
 class Source(Protocol):
@@ -56,7 +55,7 @@ def load_info(store: Store, uri: str) -> DatasetInfo:
 
 
 def read_index(store: Store, uri: str, info: DatasetInfo | None = None) -> "pa.Table":
-    """Reads the index: key, split, caption, label (-1 = none), shard, and offset and size of every member.
+    """Reads the index: key, split, caption, stratum, label (-1 = none), shard, offset and size of every member.
 
     Raises:
         DataError: it is missing or does not match the digest in ``dataset.json``.
@@ -171,7 +170,9 @@ class ShardSource:
     """Random access to the samples of a dataset on the store; safe to use from several threads.
 
     Only what ``fields`` asks for is read and decoded. Where a sample lacks a field that has a
-    value for "unknown", it gets that value: label -1, mask all 255, depth all 0.
+    value for "unknown", it gets that value: label -1, mask all 255, depth all 0. Boxes come with their attributes.
+    ``keys``, ``splits``, ``labels`` (-1 = none) and ``strata`` (what a draw is balanced over; empty where nothing is
+    known) are in the samples' order.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class ShardSource:
         if lacking:
             has = ", ".join(self.info.fields)
             raise DataError(f"{uri}: dataset {self.info.name} has no {', '.join(lacking)}; it has {has}")
-        self._fields = frozenset(fields)
+        self._fields = frozenset(fields) | ({"box_attributes"} if "boxes" in fields else set())
         self._members = tuple(
             name
             for name in MEMBERS
@@ -219,6 +220,9 @@ class ShardSource:
         self.keys: list[str] = table["key"].to_pylist()
         self.splits: list[Split] = table["split"].to_pylist()
         self.labels: list[int] = table["label"].to_pylist()
+        # Datasets written before this column existed know of no strata.
+        known = "stratum" in table.column_names
+        self.strata: list[str] = table["stratum"].to_pylist() if known else [""] * len(self.keys)
         self._captions = table["caption"].to_pylist() if "caption" in self._fields else None
         spans = [table[f"{name}_{what}"].to_numpy() for name in self._members for what in ("offset", "num_bytes")]
         self._spans = np.stack([table["shard"].to_numpy().astype(np.int64), *spans], axis=1)
@@ -234,7 +238,9 @@ class ShardSource:
         shard = self.info.shards[shard_number]
         parts = self._read(shard, spans)
         try:
-            sample = Sample(key=self.keys[index], split=self.splits[index], image=decode_image(parts["image"]))
+            # Supervision refers to the pixels as stored, whatever a file that was kept unchanged says of viewing.
+            image = decode_image(parts["image"], upright=False)
+            sample = Sample(key=self.keys[index], split=self.splits[index], image=image)
             self._fill(sample, index, parts)
         except ValueError as error:
             raise DataError(f"{self._cache.address(shard)}: sample {self.keys[index]}: {error}") from error
@@ -259,13 +265,7 @@ class ShardSource:
         if self._captions is not None:
             sample.caption = self._captions[index]
         if "json" in parts:
-            values = json.loads(bytes(parts["json"]))
-            if "concepts" in fields and "concepts" in values:
-                sample.concepts = tuple(values["concepts"])
-            if "boxes" in fields and "boxes" in values:
-                sample.boxes = np.array(values["boxes"], np.float32).reshape(-1, 4)
-            if "box_labels" in fields and "box_labels" in values:
-                sample.box_labels = np.array(values["box_labels"], np.int64)
+            fill_from_json(sample, bytes(parts["json"]), fields)
         size = sample.image.shape[:2]
         if "mask" in fields:
             sample.mask = decode_map(parts["mask"]) if "mask" in parts else np.full(size, IGNORE_LABEL, np.uint8)

@@ -12,16 +12,16 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from intern_vision.config import Config
-from intern_vision.data.codec import encode_depth, encode_jpeg, encode_png
+from intern_vision.data.codec import encode_depth, encode_jpeg, encode_png, image_suffix
 from intern_vision.data.manifest import ManifestRow, Quarantined, write_manifest
-from intern_vision.data.sample import IGNORE_LABEL, Sample
+from intern_vision.data.sample import BOX_ATTRIBUTES, IGNORE_LABEL, Sample
 from intern_vision.errors import DataError
 from intern_vision.store import file_sha256
 from intern_vision.task import Task
@@ -30,7 +30,7 @@ INFO_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
 MANIFEST_NAME = "manifest.parquet"
 MEMBERS = ("image", "json", "mask", "depth")
-JSON_FIELDS = ("caption", "label", "concepts", "boxes", "box_labels")
+JSON_FIELDS = ("caption", "label", "concepts", "boxes", "box_labels", "box_attributes", "frame")
 FIELDS = ("image", *JSON_FIELDS, "mask", "depth")
 MAX_SHARD_BYTES = 64 * 2**20
 MAX_QUARANTINED_SHARE = 0.05
@@ -58,6 +58,7 @@ class DatasetInfo(Config):
         source: where the data came from.
         concept_names: names of the indices in ``Sample.concepts``.
         synonyms: caption word to another word for the same, for the augmentation of captions.
+        metric: name of the metric that the dataset is scored by; empty for the default of its family.
         depth_scale: metres per unit of the 16-bit depth image; 0.001 reaches 65.5 m, KITTI's 1/256 reaches 256 m.
         fields: ``Sample`` fields present in at least one sample.
         num_train: samples in the train split.
@@ -75,6 +76,7 @@ class DatasetInfo(Config):
     source: str = ""
     concept_names: tuple[str, ...] = ()
     synonyms: dict[str, str] = {}
+    metric: str = ""
     depth_scale: float = 0.001
     fields: tuple[str, ...] = ()
     num_train: int = 0
@@ -116,12 +118,18 @@ def sample_fault(sample: Sample, info: DatasetInfo) -> str | None:
 
 def _box_fault(sample: Sample, num_classes: int) -> str | None:
     if sample.boxes is None:
-        return None if sample.box_labels is None else "box_labels: given without boxes"
+        beside = "box_labels" if sample.box_labels is not None else "box_attributes" if sample.box_attributes else ""
+        return f"{beside}: given without boxes" if beside else None
     height, width = sample.image.shape[:2]
     if sample.boxes.ndim != 2 or sample.boxes.shape[1] != 4:
         return f"boxes: expected shape (num_boxes, 4), got {sample.boxes.shape}"
     if sample.box_labels is None or sample.box_labels.shape != (len(sample.boxes),):
         return f"box_labels: expected {len(sample.boxes)} labels, one a box"
+    for name, values in sample.box_attributes.items():
+        if name not in BOX_ATTRIBUTES:
+            return f"box_attributes: unknown name {name!r}; known: {', '.join(BOX_ATTRIBUTES)}"
+        if values.shape != (len(sample.boxes),):
+            return f"box_attributes: {name}: expected {len(sample.boxes)} values, one a box, got shape {values.shape}"
     if not len(sample.boxes):
         return None
     x0, y0, x1, y1 = sample.boxes.T
@@ -130,6 +138,20 @@ def _box_fault(sample: Sample, num_classes: int) -> str | None:
     if sample.box_labels.min() < 0 or sample.box_labels.max() >= num_classes:
         return f"box_labels: expected 0..{num_classes - 1}, got {sample.box_labels.tolist()}"
     return None
+
+
+def fill_from_json(sample: Sample, data: bytes, fields: Container[str]) -> None:
+    """Sets those of ``fields`` that a shard's JSON member holds, but for caption and label, which the index has too."""
+    values = {name: value for name, value in json.loads(data).items() if name in fields}
+    if "concepts" in values:
+        sample.concepts = tuple(values["concepts"])
+    if "boxes" in values:
+        sample.boxes = np.array(values["boxes"], np.float32).reshape(-1, 4)
+    if "box_labels" in values:
+        sample.box_labels = np.array(values["box_labels"], np.int64)
+    attributes = values.get("box_attributes", {})
+    sample.box_attributes = {name: np.array(numbers, np.float32) for name, numbers in attributes.items()}
+    sample.frame = values.get("frame")
 
 
 class _TarWriter:
@@ -248,11 +270,13 @@ class _DatasetWriter:
         return f"shards/{shard:05d}.tar"
 
     def _encode(self, sample: Sample) -> dict[str, tuple[str, bytes]]:
-        if self.lossless:
+        if sample.encoded is not None and (suffix := image_suffix(sample.encoded)):
+            members = {"image": (suffix, sample.encoded)}
+        elif self.lossless:
             members = {"image": ("png", encode_png(sample.image))}
         else:
             members = {"image": ("jpg", encode_jpeg(sample.image))}
-        values = {name: getattr(sample, name) for name in JSON_FIELDS if getattr(sample, name) is not None}
+        values = {name: getattr(sample, name) for name in JSON_FIELDS if _has(sample, name)}
         if values:
             text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=lambda array: array.tolist())
             members["json"] = ("json", text.encode())
@@ -270,14 +294,14 @@ class _DatasetWriter:
             self.tar = _TarWriter(self.out_dir, self._shard_path(len(self.shards)))
         label = None if sample.label is None else int(sample.label)
         row: dict[str, Any] = {"key": sample.key, "split": sample.split, "caption": sample.caption}
-        row |= {"label": -1 if label is None else label, "shard": len(self.shards)}
+        row |= {"stratum": sample.stratum, "label": -1 if label is None else label, "shard": len(self.shards)}
         for member in MEMBERS:
             suffix, data = members.get(member, ("", b""))
             row[f"{member}_offset"] = self.tar.add(f"{sample.key}.{suffix}", data) if suffix else 0
             row[f"{member}_num_bytes"] = len(data)
         self.tar.num_samples += 1
         self.index.append(row)
-        self.fields |= {name for name in FIELDS if getattr(sample, name) is not None}
+        self.fields |= {name for name in FIELDS if _has(sample, name)}
         height, width = sample.image.shape[:2]
         self.sizes_px.add((height, width))
         suffix, data = members["image"]
@@ -313,11 +337,11 @@ def write_dataset(
 
     Args:
         samples: read once, one at a time; a sample that contradicts ``info`` is quarantined too.
-        info: name, tasks, licence, source, concept names and depth scale; the counts are filled in.
+        info: name, tasks, licence, source, concept names, metric and depth scale; the counts are filled in.
         out_dir: where the files go.
         max_shard_bytes: a shard is ended before it would grow beyond this (a larger sample gets its own).
         on_shard: called with each finished shard, for example to upload and delete it.
-        lossless: PNG images instead of JPEG at quality 95.
+        lossless: PNG images instead of JPEG at quality 95; a sample's own ``encoded`` file is kept either way.
         max_quarantined_share: largest share of quarantined samples, in [0, 1].
 
     Returns:
@@ -341,11 +365,16 @@ def write_dataset(
     return writer.finish(max_quarantined_share)
 
 
+def _has(sample: Sample, name: str) -> bool:
+    value = getattr(sample, name)
+    return value is not None and not (name == "box_attributes" and not value)
+
+
 def _write_index(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [("key", pa.string()), ("split", pa.string()), ("caption", pa.string())]
+    columns = [(name, pa.string()) for name in ("key", "split", "caption", "stratum")]
     columns += [("label", pa.int64()), ("shard", pa.int32())]
     columns += [(f"{member}_{what}", pa.int64()) for member in MEMBERS for what in ("offset", "num_bytes")]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)

@@ -87,6 +87,10 @@ class HeadConfig(Config):
             ``pyramid`` (that and the mean of every finer map, as linear probes do).
         embedding_width: 0 = a linear head (classify); above 0 the image vector is projected to this
             width and compared with one embedding a class by their cosine, as in zero-shot classification.
+        num_examples: 0 = a linear head (classify); above 0 the head keeps the features of this many images and
+            classifies by the nearest of them.
+        num_neighbours: how many of them vote.
+        neighbour_temperature: of their weights ``exp(cosine / temperature)``.
         label_smoothing: share of the probability spread over all classes (classify).
         classify_weight: weight of the softmax cross-entropy.
         multilabel_weight: weight of the binary cross-entropy summed over concepts; 1/6 is
@@ -120,6 +124,9 @@ class HeadConfig(Config):
     num_neck_levels: int = Field(default=0, ge=0)
     pooling: Literal["vector", "pyramid"] = "vector"
     embedding_width: int = Field(default=0, ge=0)
+    num_examples: int = Field(default=0, ge=0)
+    num_neighbours: int = Field(default=20, ge=1)
+    neighbour_temperature: float = Field(default=0.07, gt=0.0)
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     classify_weight: float = Field(default=1.0, gt=0.0)
     multilabel_weight: float = Field(default=1 / 6, gt=0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from intern_vision.bench.metric_base import Metric
+from intern_vision.bench.metrics import make_metric
 from intern_vision.errors import DataError
 from intern_vision.heads import HeadConfig
 from intern_vision.models.features import Features
 from intern_vision.models.necks import ChannelStandardizer, FeaturePyramid
 from intern_vision.task import Task
-
-if TYPE_CHECKING:
-    from intern_vision.bench.metrics import Metric
 
 Batch = Mapping[str, Any]
 """A collated batch. Each head reads its own fields and no others:
@@ -81,9 +80,9 @@ class TaskHead(nn.Module, ABC):
     def predict(self, outputs: dict[str, Tensor], image_size_px: tuple[int, int]) -> list[Prediction]:
         """One prediction an image; ``image_size_px`` is ``(height, width)`` of the batch's images."""
 
-    @abstractmethod
-    def metric(self) -> Metric:
-        """A fresh metric that takes this head's predictions."""
+    def metric(self, name: str = "") -> Metric:
+        """A fresh metric that takes this head's predictions; ``name`` as for ``make_metric``."""
+        return make_metric(self.task, name)
 
     def shared_prefixes(self) -> tuple[str, ...]:
         """Submodules whose weights do not depend on the label space, so that another dataset's head can take them."""
@@ -160,13 +159,14 @@ def build_head(
         ConfigError: the config does not fit the task or the backbone.
     """
     # Here and not at the top: each of these modules subclasses TaskHead.
-    from intern_vision.heads.classify import ClassifyHead, CosineHead, MultilabelHead
+    from intern_vision.heads.classify import ClassifyHead, CosineHead, MultilabelHead, NeighbourHead
     from intern_vision.heads.depth import DepthHead
     from intern_vision.heads.detect import DetectHead
     from intern_vision.heads.faster_rcnn import FasterRcnnHead
     from intern_vision.heads.segment import SEGMENT_HEADS
 
-    vector_heads = {"classify": CosineHead if config.embedding_width else ClassifyHead, "multilabel": MultilabelHead}
+    classifier = CosineHead if config.embedding_width else NeighbourHead if config.num_examples else ClassifyHead
+    vector_heads = {"classify": classifier, "multilabel": MultilabelHead}
     if task.family in vector_heads:
         width = vector_width + (sum(channels[:-1]) if config.pooling == "pyramid" else 0)
         return vector_heads[task.family](task, width, config, frozen_features)

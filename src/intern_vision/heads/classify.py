@@ -1,4 +1,4 @@
-"""Linear heads on the pooled vector. B batch, K classes or concepts, D vector width."""
+"""Heads on the pooled vector. B batch, K classes or concepts, D vector width, J neighbours, N known images."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intern_vision.bench.metrics import ClassificationMetric, MultilabelMetric
 from intern_vision.heads import HeadConfig
 from intern_vision.heads.base import Batch, Prediction, TaskHead, cross_entropy, to_numpy
 from intern_vision.models.features import Features
@@ -52,10 +51,6 @@ class ClassifyHead(LinearHead):
         scores_BK = to_numpy(outputs["logits_BK"].float().softmax(1))
         return [Prediction(label=int(scores_K.argmax()), scores=scores_K) for scores_K in scores_BK]
 
-    def metric(self) -> ClassificationMetric:
-        """Top-1 and mean per class."""
-        return ClassificationMetric(self.task.num_classes)
-
 
 class CosineHead(ClassifyHead):
     """One class an image by the cosine between its projected vector and a class embedding (arXiv 2103.00020).
@@ -78,6 +73,40 @@ class CosineHead(ClassifyHead):
         image_BE = F.normalize(self.projection(self.standardize(vector_BD)).float(), dim=-1)
         class_KE = F.normalize(self.linear.weight.float(), dim=-1)
         return {"logits_BK": self.log_scale.exp().clamp(max=100.0) * image_BE @ class_KE.T}
+
+
+class NeighbourHead(ClassifyHead):
+    """One class an image by a vote of the nearest known images, weighted by cosine (DINO, arXiv 2104.14294, 4.1).
+
+    Nothing of it is trained: ``example_ND`` holds the known images' normalised features, ``example_label_N`` their
+    classes; ``remember`` fills them. Where fewer images than neighbours are known, all of them vote.
+    """
+
+    def __init__(self, task: Task, vector_width: int, config: HeadConfig, frozen_features: bool) -> None:
+        """See ``build_head``."""
+        super().__init__(task, vector_width, config, frozen_features)
+        del self.linear
+        # Half the bytes of float32; the features are cached in the same precision.
+        self.register_buffer("example_ND", torch.zeros(config.num_examples, vector_width, dtype=torch.float16))
+        self.register_buffer("example_label_N", torch.zeros(config.num_examples, dtype=torch.int64))
+
+    @torch.no_grad()
+    def remember(self, features_ND: Tensor, labels_N: Tensor) -> None:
+        """Takes the known images' features, float32 before standardisation, and their class indices."""
+        self.example_ND.copy_(F.normalize(self.standardize(features_ND.to(self.example_ND.device)).float(), dim=-1))
+        self.example_label_N.copy_(labels_N)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """``logits_BK``: logarithms of the classes' shares of the vote."""
+        vector_BD = features.pooled_pyramid() if self.config.pooling == "pyramid" else features.vector_BD
+        image_BD = F.normalize(self.standardize(vector_BD).float(), dim=-1)
+        cosine_BN = image_BD @ self.example_ND.float().T
+        num_neighbours = min(self.config.num_neighbours, cosine_BN.shape[1])
+        nearest_BJ, index_BJ = cosine_BN.topk(num_neighbours)
+        weight_BJ = (nearest_BJ / self.config.neighbour_temperature).softmax(1)
+        vote_BK = weight_BJ.new_zeros(weight_BJ.shape[0], self.task.num_classes)
+        vote_BK = vote_BK.scatter_add(1, self.example_label_N[index_BJ], weight_BJ)
+        return {"logits_BK": vote_BK.clamp_min(1e-12).log()}
 
 
 class MultilabelHead(LinearHead):
@@ -105,7 +134,3 @@ class MultilabelHead(LinearHead):
     def predict(self, outputs: dict[str, Tensor], image_size_px: tuple[int, int]) -> list[Prediction]:
         """Sigmoid ``scores``, one a concept."""
         return [Prediction(scores=scores_K) for scores_K in to_numpy(torch.sigmoid(outputs["logits_BK"].float()))]
-
-    def metric(self) -> MultilabelMetric:
-        """Mean average precision over concepts."""
-        return MultilabelMetric(self.task.num_classes)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intern_vision.bench.metrics import MIN_DEPTH_M, DepthMetric
+from intern_vision.bench.depth_metrics import MIN_DEPTH_M
 from intern_vision.heads import HeadConfig
 from intern_vision.heads.base import Batch, MapHead, Prediction, resize, to_numpy
 from intern_vision.models.features import Features
@@ -69,10 +69,6 @@ class DepthHead(MapHead):
         return [
             Prediction(depth=depth_HW) for depth_HW in to_numpy(depth_BHW.clamp(MIN_DEPTH_M, self.task.max_depth_m))
         ]
-
-    def metric(self) -> DepthMetric:
-        """Absolute relative error and root mean square error."""
-        return DepthMetric(self.task.max_depth_m)
 
 
 def silog_loss(error_BHW: Tensor, valid_BHW: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intern_vision.bench.metrics import DetectionMetric
 from intern_vision.heads import HeadConfig
 from intern_vision.heads.base import Batch, MapHead, Prediction, to_numpy
 from intern_vision.models.boxes import batched_nms, clip_boxes
@@ -92,10 +91,6 @@ class DetectHead(MapHead):
             ]
         boxes, scores, labels = boxes_BM4.cpu(), scores_BM.cpu(), labels_BM.cpu()
         return [_prediction(*fields) for fields in zip(boxes, scores, labels, strict=True)]
-
-    def metric(self) -> DetectionMetric:
-        """COCO average precision."""
-        return DetectionMetric(self.task.num_classes)
 
     def _boxes_at(self, outputs: dict[str, Tensor], index_BM: Tensor, image_size_px: tuple[int, int]) -> Tensor:
         width = outputs["heatmap_BKHW"].shape[-1]

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intern_vision.bench.metrics import DetectionMetric
 from intern_vision.heads import FasterRcnnConfig, HeadConfig
 from intern_vision.heads.base import Batch, MapHead, Prediction, to_numpy
 from intern_vision.models.boxes import batched_nms, clip_boxes, greedy_keep
@@ -68,7 +67,7 @@ class RegionProposals(nn.Module):
         for x_BFHW in levels:
             x_BFHW = F.relu(self.conv(x_BFHW))
             logits.append(self.objectness(x_BFHW).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x_BFHW).permute(0, 2, 3, 1).reshape(len(x_BFHW), -1, 4))
+            deltas.append(self.deltas(x_BFHW).permute(0, 2, 3, 1).reshape(x_BFHW.shape[0], -1, 4))
         return torch.cat(logits, 1), torch.cat(deltas, 1)
 
     def anchors(self, strides: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -165,10 +164,6 @@ class FasterRcnnHead(MapHead):
             boxes_BPK4 = clip_boxes(boxes_BPK4, *image_size_px).expand(*probs_BPK.shape, 4)
             predictions += [self._detections(*fields) for fields in zip(probs_BPK, boxes_BPK4, strict=True)]
         return predictions
-
-    def metric(self) -> DetectionMetric:
-        """COCO average precision."""
-        return DetectionMetric(self.task.num_classes)
 
     def _anchors(self, outputs: dict[str, Tensor]) -> list[Tensor]:
         sizes = [tuple(outputs[f"level_{k}_BFHW"].shape[-2:]) for k in range(len(self.strides) + 1)]

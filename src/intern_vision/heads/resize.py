@@ -1,34 +1,51 @@
-"""Brings a prediction from the size a model saw to the size of a person's image."""
+"""Brings predictions from the size a model saw to the sizes of the images. H W height and width."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
-from intern_vision.heads.base import Prediction
+from intern_vision.heads.base import Prediction, TaskHead
+
+Size = tuple[int, int]
+# Families whose outputs are a map, which is resized before it becomes a prediction.
+MAP_FAMILIES = ("segment", "depth")
 
 
-def resize_prediction(prediction: Prediction, size_px: tuple[int, int], target_px: tuple[int, int]) -> Prediction:
-    """The same prediction in another image size.
+def predict_at(
+    head: TaskHead, outputs: dict[str, Tensor], size_px: Size, target_sizes_px: Sequence[Size]
+) -> list[Prediction]:
+    """A head's predictions, each in the pixels of its own image.
+
+    Logits and depths are resized linearly before anything is decided a pixel, so borders are as fine as the image
+    allows. Images of another size than the model's are taken one by one: the memory is that of one image's logits.
 
     Args:
-        prediction: in pixels of an image of ``size_px``.
-        size_px: ``(height, width)`` the prediction was made at.
-        target_px: ``(height, width)`` wanted.
+        head: what made the outputs.
+        outputs: of a batch; every tensor has the batch as its first axis.
+        size_px: ``(height, width)`` that the model saw, to which each image was stretched.
+        target_sizes_px: ``(height, width)`` of each image.
 
     Returns:
-        Boxes scaled; the mask by nearest and depth by linear interpolation; scores unchanged.
+        A prediction an image.
     """
-    if size_px == tuple(target_px):
-        return prediction
-    import cv2
+    if all(tuple(target_px) == size_px for target_px in target_sizes_px):
+        return head.predict(outputs, size_px)
+    if head.task.family in MAP_FAMILIES:
+        return [
+            head.predict({name: tensor[row : row + 1] for name, tensor in outputs.items()}, tuple(target_px))[0]
+            for row, target_px in enumerate(target_sizes_px)
+        ]
+    found = head.predict(outputs, size_px)
+    return [
+        _moved(prediction, size_px, target_px) for prediction, target_px in zip(found, target_sizes_px, strict=True)
+    ]
 
-    (height, width), (target_height, target_width) = size_px, target_px
-    changes = {}
-    if prediction.boxes is not None:
-        scale = (target_width / width, target_height / height)
-        changes["boxes"] = (prediction.boxes * np.array(scale * 2)).astype(np.float32)
-    if prediction.mask is not None:
-        changes["mask"] = cv2.resize(prediction.mask, (target_width, target_height), interpolation=cv2.INTER_NEAREST)
-    if prediction.depth is not None:
-        changes["depth"] = cv2.resize(prediction.depth, (target_width, target_height), interpolation=cv2.INTER_LINEAR)
-    return dataclasses.replace(prediction, **changes)
+
+def _moved(prediction: Prediction, size_px: Size, target_px: Size) -> Prediction:
+    """The same boxes in an image of another size; everything else does not depend on it."""
+    if prediction.boxes is None:
+        return prediction
+    factor_4 = np.array([target_px[1] / size_px[1], target_px[0] / size_px[0]] * 2)
+    return dataclasses.replace(prediction, boxes=(prediction.boxes * factor_4).astype(np.float32))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from intern_vision.bench.metrics import SegmentationMetric
 from intern_vision.data.sample import IGNORE_LABEL
 from intern_vision.errors import ConfigError
 from intern_vision.heads import HeadConfig
@@ -60,10 +59,6 @@ class Segmenter(TaskHead):
         """``mask`` of the most probable class."""
         labels_BHW = resize(outputs["logits_BKHW"], image_size_px).argmax(1)
         return [Prediction(mask=mask_HW) for mask_HW in to_numpy(labels_BHW.to(torch.uint8))]
-
-    def metric(self) -> SegmentationMetric:
-        """Mean intersection over union."""
-        return SegmentationMetric(self.task.num_classes)
 
 
 class SegmentHead(Segmenter, MapHead):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from intern_vision.bench.protocol import protocol_rank
 from intern_vision.config import Config, changed_fields
 from intern_vision.errors import CheckpointError, ConfigError
 from intern_vision.heads import HeadConfig
@@ -316,7 +317,7 @@ class VisionModel(nn.Module):
             ConfigError: no head has this name.
         """
         from intern_vision.data.augment import resize_image
-        from intern_vision.heads.resize import resize_prediction
+        from intern_vision.heads.resize import predict_at
 
         if head is not None and head not in self.heads:
             raise ConfigError(f"head: expected one of {', '.join(self.heads)}, got {head!r}")
@@ -328,11 +329,8 @@ class VisionModel(nn.Module):
             stacked = np.stack([resize_image(image, size_px) for image in chunk])
             for name, features in self.head_features(torch.from_numpy(stacked).permute(0, 3, 1, 2), names).items():
                 task_head = self.heads[name]
-                predictions = task_head.predict(task_head(features), (size_px, size_px))
-                found[name] += [
-                    resize_prediction(prediction, (size_px, size_px), image.shape[:2])
-                    for prediction, image in zip(predictions, chunk, strict=True)
-                ]
+                sizes_px = [image.shape[:2] for image in chunk]
+                found[name] += predict_at(task_head, task_head(features), (size_px, size_px), sizes_px)
         return found
 
 
@@ -377,12 +375,7 @@ class TextTower(nn.Module):
 
 def best_labelled_dir(folder: Path) -> Path:
     """The folder itself, or the model adapted with the largest share of the labels below it, fine-tuned if one is."""
-
-    def share_and_recipe(path: Path) -> tuple[float, str]:
-        share, _, recipe = path.parent.name[1:].partition("+")
-        return float(share), recipe
-
-    found = sorted(folder.glob(f"p*/{SPEC_FILE}"), key=share_and_recipe)
+    found = sorted(folder.glob(f"p*/{SPEC_FILE}"), key=lambda path: protocol_rank(path.parent.name[1:]))
     return found[-1].parent if found else folder
 
 

@@ -78,7 +78,7 @@ class VisionTransformer(nn.Module):
         patches_BCHW = self.patch(functional.pad(x_BCHW, (0, padding[1], 0, padding[0])))
         grid_HW = patches_BCHW.shape[-2:]
         tokens_BNC = to_tokens(patches_BCHW)
-        class_B1C = self.class_token.to(tokens_BNC.dtype).expand(len(tokens_BNC), 1, -1)
+        class_B1C = self.class_token.to(tokens_BNC.dtype).expand(tokens_BNC.shape[0], 1, -1)
         position_NC = resized_position(self.position, grid_HW).to(tokens_BNC.dtype)
         tokens_BNC = self.norm_in(torch.cat([class_B1C, tokens_BNC], 1) + position_NC)
         maps: list[Tensor] = []

@@ -82,14 +82,15 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     """Continues the input ``amateur`` on the images of the input ``data``.
 
     The output holds an amateur's files, so it serves wherever an amateur does. Where the new weights were
-    not accepted they are the amateur's own, and the fact ``accepted`` is 0.
+    not accepted they are the amateur's own, and the fact ``accepted`` is 0. With mode ``none`` any weights pass
+    through, such as imported ones.
 
     Raises:
         ConfigError: the input is no amateur, or its backbone has too few maps.
         DataError: no dataset has what the probes need.
     """
     amateur_dir = context.fetch(inputs.one("amateur"))
-    if not (amateur_dir / TOKENIZER_FILE).exists():
+    if config.mode != "none" and not (amateur_dir / TOKENIZER_FILE).exists():
         raise ConfigError(
             f"inputs.amateur: {inputs.one('amateur').uri} has no {TOKENIZER_FILE}; give an amateur's output"
         )

@@ -32,6 +32,7 @@ COMMIT_MARKER = "_COMMITTED"
 OWNER_FILE = ".owner"
 STAGE_NAMES = (
     "prepare",
+    "label",
     "search",
     "search_round",
     "search_trial",
@@ -41,6 +42,7 @@ STAGE_NAMES = (
     "expert",
     "generalist",
     "select",
+    "represent",
     "adapt",
     "evaluate",
     "export",

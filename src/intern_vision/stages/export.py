@@ -2,14 +2,18 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 from intern_vision import config as base
-from intern_vision.bench.table import SCORES_FILE, Scores
+from intern_vision.bench.scores import Scores, read_scores, unit_of
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, Record, StageContext, read_record
 from intern_vision.stages.select import scored_arm
+from intern_vision.task import Task
 
 REGISTERED_FILE = "registered.json"
+# The whole list lies beside the weights; the card is cut at 5,000 characters.
+_MAX_LISTED_LABELS = 100
 
 
 class Config(base.Config):
@@ -62,7 +66,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 
 def _register(config: Config, context: StageContext, ref: Ref, name: str, scores: Scores | None) -> str:
     from intern_vision.data.loader import ShardSource, load_info
-    from intern_vision.models.vision import best_labelled_dir
+    from intern_vision.models.vision import best_labelled_dir, read_spec
     from intern_vision.registry import register_model
 
     record = read_record(context.store, ref.uri)
@@ -71,6 +75,7 @@ def _register(config: Config, context: StageContext, ref: Ref, name: str, scores
     info = load_info(context.store, data_uri)
     split = "test" if info.num_test else "train"
     example = ShardSource(context.store, data_uri, cache_dir=context.cache_dir, split=split, fields=())[0].image
+    tasks = {head: spec.task for head, spec in read_spec(folder).heads.items()}
     metrics = {}
     if scores is not None:
         metrics = {f"{p}/{name}": v for p, s in scores.protocols.items() for name, v in s.metrics.items()}
@@ -78,7 +83,7 @@ def _register(config: Config, context: StageContext, ref: Ref, name: str, scores
         folder,
         name=name,
         description=f"{ref.name} from run {record.run_id or 'without tracking'}",
-        card=model_card(name, ref, record, info.licence, scores),
+        card=model_card(name, ref, record, info.licence, scores, tasks),
         tags={"intern.uri": ref.uri, "intern.digest": ref.digest, "intern.stage": record.stage},
         metrics=metrics,
         parents=[read_record(context.store, uri).ref for uri in ref.parents],
@@ -88,12 +93,18 @@ def _register(config: Config, context: StageContext, ref: Ref, name: str, scores
     )
 
 
-def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores | None) -> str:
-    """A model card in Markdown: what it is, what it was made from, what it scores, how to load it."""
+def model_card(
+    name: str, ref: Ref, record: Record, licence: str, scores: Scores | None, tasks: Mapping[str, Task]
+) -> str:
+    """A model card in Markdown: what it is, what it says, what it was made from, what it scores, how to use it."""
     lines = [
         f"# {name}",
         "",
         f"`{ref.name}`, made by the stage `{record.stage}` of INTERN (arXiv 2111.08687).",
+        "",
+        "## Heads",
+        "",
+        *(f"- `{head}` ({task.family}): {_in_words(task)}" for head, task in tasks.items()),
         "",
         "## Made from",
         "",
@@ -106,7 +117,8 @@ def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores
         lines += ["## Scores on test images", "", "| protocol | images | error | metrics |", "|---|---|---|---|"]
         for protocol, score in scores.protocols.items():
             metrics = ", ".join(f"{key} {value:.4g}" for key, value in score.metrics.items() if key != "error")
-            lines.append(f"| @{protocol} | {score.num_train} | {100 * score.error:.1f} % | {metrics} |")
+            error = f"{score.error:.3g} m" if unit_of(scores.metric) == "m" else f"{100 * score.error:.1f} %"
+            lines.append(f"| @{protocol} | {score.num_train} | {error} | {metrics} |")
         lines.append("")
     lines += [
         "## Use",
@@ -116,8 +128,20 @@ def model_card(name: str, ref: Ref, record: Record, licence: str, scores: Scores
         f'model = mlflow.pyfunc.load_model("models:/{name}@candidate")',
         'print(model.predict([{"image": "picture.jpg"}]))',
         "```",
+        "",
+        "```sh",
+        f"intern predict {name} picture.jpg",
+        f"intern serve {name}",
+        "```",
     ]
     return "\n".join(lines)
+
+
+def _in_words(task: Task) -> str:
+    if task.family == "depth":
+        return f"metres, at most {task.max_depth_m:g}"
+    shown = ", ".join(task.class_names[:_MAX_LISTED_LABELS])
+    return f"{task.num_classes} labels: {shown}{', ...' if task.num_classes > _MAX_LISTED_LABELS else ''}"
 
 
 def _dataset_name(context: StageContext, ref: Ref) -> str:
@@ -128,5 +152,5 @@ def _scores_by_model(inputs: Inputs, context: StageContext) -> dict[str, Scores]
     found = {}
     for ref in inputs.many("scores"):
         (model_uri,) = read_record(context.store, ref.uri).inputs["model"]
-        found[model_uri] = Scores.from_json((context.fetch(ref) / SCORES_FILE).read_text(), at=ref.uri)
+        found[model_uri] = read_scores(ref)
     return found

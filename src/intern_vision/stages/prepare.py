@@ -1,4 +1,4 @@
-"""Prepare (GV-D): the made world, or a person's own files, to a dataset of shards on the store."""
+"""Prepare (GV-D): the made world, a person's own files or a set of GV-B, to a dataset of shards on the store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from intern_vision import config as base
+from intern_vision.bench.suite import SUITE, find_row
 from intern_vision.errors import ConfigError
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
@@ -20,6 +21,7 @@ from intern_vision.train.launch import die_with_parent
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from intern_vision.data.check import DataCheck
     from intern_vision.data.manifest import Quarantined
     from intern_vision.data.sample import Sample, Split
     from intern_vision.data.shard import DatasetInfo
@@ -29,6 +31,9 @@ CHUNK_SIZE = 250
 MIN_IMAGES_FOR_WORKERS = 8_000
 PROGRESS_EVERY = 10 * CHUNK_SIZE
 TOKENIZER_FILE = "tokenizer.json"
+FINDINGS_FILE = "findings.json"
+MIN_DEPTH_UNIT_M = 0.001
+MAX_DEPTH_UNITS = 65_000
 UPSTREAM = "upstream"
 REAL_SET = "digits"
 
@@ -37,19 +42,25 @@ class Config(base.Config):
     """What to prepare.
 
     Attributes:
-        dataset: ``upstream`` or a downstream set of the made world; for own data any name.
-        path: a folder or file of own data; empty renders the made world.
+        dataset: ``upstream`` or a downstream set of the made world; for own and official data any name.
+        path: a folder or file of own data, or the data root of official data; empty renders the made world.
+        official: a set of ``intern_vision.bench.suite``, which lies as downloaded in ``<path>/<official>/``; its
+            splits, metric and licence are taken over.
         num_train: training images of the made world; 0 = the set's own number.
         num_val: validation images, likewise.
         num_test: test images, likewise.
         image_size_px: height and width of rendered images.
         vocab_size: tokens to learn from the captions, where there are any.
-        seed: of the rendered scenes, or of the split of own data.
+        seed: of the rendered scenes, or of splits that own or official data does not name.
         content_digest: digest of the own data's file list, so that changed files are prepared anew.
+        family: task that is wanted of own data which has labels for several; ``auto`` takes what is there.
+        allow_leaks: take own data that has one picture in two splits.
+        allow_unlabelled: leave out own images without a label, instead of refusing the data.
     """
 
     dataset: str
     path: str = ""
+    official: str = ""
     num_train: int = Field(default=0, ge=0)
     num_val: int = Field(default=0, ge=0)
     num_test: int = Field(default=0, ge=0)
@@ -57,6 +68,17 @@ class Config(base.Config):
     vocab_size: int = Field(default=512, ge=260)
     seed: int = 0
     content_digest: str = ""
+    family: Literal["auto", "classify", "multilabel", "detect", "segment", "depth"] = "auto"
+    allow_leaks: bool = False
+    allow_unlabelled: bool = False
+
+    def faults(self) -> list[str]:
+        """An official set is one of the suite and has a data root."""
+        if not self.official:
+            return []
+        known = [row.name for row in SUITE]
+        unknown = [] if self.official in known else [f"official must be one of {', '.join(known)}"]
+        return unknown + ([] if self.path else ["path must be the data root where official is given"])
 
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
@@ -64,17 +86,34 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 
     Raises:
         ConfigError: the made world has no such set.
-        DataError: own data that cannot be read, or too many bad files.
+        DataError: own or official data that cannot be read, or too many bad files.
     """
-    from intern_vision.data.shard import MANIFEST_NAME, write_dataset
+    from intern_vision.data.shard import MANIFEST_NAME, MAX_QUARANTINED_SHARE, write_dataset
     from intern_vision.data.text import Tokenizer
 
-    if config.path:
+    check: DataCheck | None = None
+    max_bad_share = MAX_QUARANTINED_SHARE
+    if config.official:
+        max_bad_share = find_row(config.official).max_missing_share
+        info, samples = _official_data(config)
+    elif config.path:
         info, samples = _own_data(config)
+        check = samples
     else:
         info, samples = _made_world(config, context)
     captions: list[str] = []
-    info = write_dataset(_keeping_captions(samples, captions), info, context.output_dir)
+    info = write_dataset(
+        _keeping_captions(samples, captions),
+        info,
+        context.output_dir,
+        # Official pixels stay as they are; a JPEG or PNG file is kept, whatever this says.
+        lossless=bool(config.official),
+        max_quarantined_share=max_bad_share,
+    )
+    if check is not None:
+        findings = check.findings()
+        findings.require_none_wrong()
+        (context.output_dir / FINDINGS_FILE).write_text(findings.to_json())
     if captions:
         Tokenizer.train(captions, config.vocab_size).save(context.output_dir / TOKENIZER_FILE)
     if info.num_quarantined:
@@ -88,18 +127,40 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     return context.commit("dataset", config.dataset)
 
 
-def _own_data(config: Config) -> tuple[DatasetInfo, Iterable[Sample | Quarantined]]:
+def _own_data(config: Config) -> tuple[DatasetInfo, DataCheck]:
+    from intern_vision.data.check import DataCheck
     from intern_vision.data.readers import read_dataset
     from intern_vision.data.reading import SplitRule
     from intern_vision.data.shard import DatasetInfo
 
-    reading = read_dataset(Path(config.path), SplitRule(seed=config.seed))
+    reading = read_dataset(Path(config.path), SplitRule(seed=config.seed), config.family)
     multilabel = reading.tasks.get("multilabel")
+    depth = reading.tasks.get("depth")
     info = DatasetInfo(
         name=config.dataset,
         tasks=reading.tasks,
         source=Path(config.path).absolute().as_uri(),
         concept_names=multilabel.class_names if multilabel else (),
+        # Millimetres, or coarser where the farthest point is beyond 16 bits of them.
+        depth_scale=max(MIN_DEPTH_UNIT_M, depth.max_depth_m / MAX_DEPTH_UNITS) if depth else MIN_DEPTH_UNIT_M,
+    )
+    return info, DataCheck(reading, allow_leaks=config.allow_leaks, allow_unlabelled=config.allow_unlabelled)
+
+
+def _official_data(config: Config) -> tuple[DatasetInfo, Iterable[Sample | Quarantined]]:
+    from intern_vision.data.official import read_official
+    from intern_vision.data.reading import SplitRule
+    from intern_vision.data.shard import DatasetInfo
+
+    row = find_row(config.official)
+    reading = read_official(row.name, Path(config.path), SplitRule(seed=config.seed))
+    info = DatasetInfo(
+        name=config.dataset,
+        tasks=reading.tasks,
+        licence=row.licence,
+        source=row.source_url,
+        metric=row.metric,
+        depth_scale=row.depth_scale,
     )
     return info, reading
 

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -12,8 +13,10 @@ from intern_vision import config as base
 from intern_vision.bench.charts import Curve
 from intern_vision.bench.comparisons import sorted_protocols, split_column, split_comparison
 from intern_vision.bench.report import Examples, FactSheet, GeneralistCandidate, Picture, ReportContent, build_report
-from intern_vision.bench.table import SCORES_FILE, ArmCost, BenchmarkTable, Scores, build_table
+from intern_vision.bench.scores import Gap, Scores, read_scores
+from intern_vision.bench.table import ArmCost, BenchmarkTable, build_table
 from intern_vision.bench.table_text import render_text
+from intern_vision.bench.task_report import read_task_reports
 from intern_vision.bench.timeline import format_time
 from intern_vision.errors import DataError
 from intern_vision.lineage import Lineage, render_svg, trace
@@ -31,6 +34,7 @@ REGISTERED_FILE = "registered.json"
 # What pre-training an arm takes; adaptation and scoring cost every arm the same.
 TRAINING_STAGES = ("amateur", "amateur_local", "expert", "generalist")
 SEARCH_STAGE, SELECT_STAGE, DENSE_AMATEUR_STAGE = "search", "select", "amateur_local"
+IMPORT_STAGE = "import_weights"
 LIMITS = (
     "Each number comes from one run with one seed; differences of a few percent may be chance. The command "
     "intern table joins runs with other seeds.",
@@ -59,6 +63,7 @@ class Config(base.Config):
         preset: name of the run's preset; left out where empty.
         hardware: what the run ran on; empty describes the machine of the report stage.
         limits: what the numbers do not show, one sentence each.
+        gaps: datasets and arms that were asked for and have no score.
     """
 
     title: str = "INTERN benchmark"
@@ -71,6 +76,7 @@ class Config(base.Config):
     preset: str = ""
     hardware: str = ""
     limits: tuple[str, ...] = LIMITS
+    gaps: tuple[Gap, ...] = ()
 
 
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
@@ -83,7 +89,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     read: dict[str, Record] = {}
     lineages = {ref.uri: trace(store, ref.uri, read) for refs in inputs.values() for ref in refs}
     records = dict(sorted(read.items()))
-    scores = [(ref.uri, _scores(store, ref)) for ref in inputs.many("scores")]
+    scores = [(ref.uri, read_scores(ref)) for ref in inputs.many("scores")]
     selected = inputs.optional("selected")
     arm = scored_arm(config.candidate, {item.model for _, item in scores}, records[selected.uri] if selected else None)
     if arm != config.candidate:
@@ -98,10 +104,12 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         [item for _, item in scores],
         baseline=config.baseline,
         candidate=config.candidate,
-        costs={model: arm_cost(traced, records, _chosen_uris(chosen)) for model, traced in arms.items()},
+        costs=_costs(arms, records, _chosen_uris(chosen)),
         arms=config.arms,
         references=config.references,
         cost_baseline=config.cost_baseline,
+        gaps=config.gaps,
+        runs={(item.dataset, item.model): run_address(records[uri].run_id) for uri, item in scores},
     )
     context.progress.say(f"{len(records)} records, {len(table.arms)} arms, {len(table.rows)} datasets")
     page = build_report(
@@ -110,6 +118,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
             table=table,
             summary=_summary(config, records.values()),
             records=tuple(records.values()),
+            tasks=read_task_reports(store, scores, records),
             candidates=[candidate for _, candidate in _selection(chosen, selected)],
             searches=_searches(store, records.values()),
             dense_amateurs=_dense_amateurs(records.values()),
@@ -160,15 +169,39 @@ def arm_cost(
     )
 
 
+def run_address(run_id: str) -> str:
+    """Address of a run in the tracking server's pages; empty without a run or a server.
+
+    Credentials that are part of the server's address are left out.
+    """
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not run_id or not server:
+        return ""
+    parts = urlsplit(server)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/#/runs/{run_id}"
+
+
+def _costs(
+    arms: Mapping[str, Sequence[Lineage]], records: Mapping[str, Record], chosen: Mapping[str, str]
+) -> dict[str, ArmCost]:
+    """The cost of each arm, but for one from a public file, of whose training nothing is known here."""
+    imported = {uri for uri, record in records.items() if record.stage == IMPORT_STAGE}
+    return {
+        model: arm_cost(traced, records, chosen)
+        for model, traced in arms.items()
+        if not any(imported & lineage.nodes.keys() for lineage in traced)
+    }
+
+
 def table_facts(table: BenchmarkTable) -> dict[str, float | int]:
-    """Family means by name: ``error/<family>/<model>/<protocol>`` as a fraction, reductions in percent, wins.
+    """Family means by name: ``error/<family>/<model>/<protocol>`` (a fraction, or metres), reductions in percent, wins.
 
     Reductions and wins are named by their two protocols, with the other arm between them where it is not the baseline.
     """
     facts: dict[str, float | int] = {}
     for row in table.families:
         for column, error in row.errors.items():
-            facts["/".join(("error", row.family, *split_column(column)))] = error / 100
+            facts["/".join(("error", row.family, *split_column(column)))] = error / (1 if row.unit == "m" else 100)
         for name, reduction in row.reductions.items():
             if reduction.mean_of_reductions is not None:
                 facts[f"reduction/{row.family}/{_sides(name, table)}"] = reduction.mean_of_reductions
@@ -211,11 +244,6 @@ def _curves(store: Store, records: Iterable[Record]) -> list[Curve]:
     return [curve for record in trained if (curve := read_curve(store, record))]
 
 
-def _scores(store: Store, ref: Ref) -> Scores:
-    uri = join_uri(ref.uri, SCORES_FILE)
-    return Scores.from_json(store.read(uri).decode(), at=uri)
-
-
 def _candidates(store: Store, record: Record) -> list[tuple[str, GeneralistCandidate]]:
     """Addresses and facts of the models that a selection chose from."""
     uri = join_uri(record.ref.uri, CANDIDATES_FILE)
@@ -230,7 +258,8 @@ def _candidates(store: Store, record: Record) -> list[tuple[str, GeneralistCandi
                     num_parameters=int(row["num_parameters"]),
                     num_macs=int(row["num_macs"]),
                     image_passes=float(row["image_passes"]),
-                    cpu_s=float(record.facts[f"cpu_s/{row['name']}"]),
+                    # Records of earlier versions do not say.
+                    cpu_s=float(record.facts.get(f"cpu_s/{row['name']}", "nan")),
                     chosen=bool(row["chosen"]),
                 ),
             )

@@ -1,5 +1,6 @@
 """Fits one upstream model to one downstream dataset. D feature width, K classes, N training images."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,66 +8,138 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from intern_vision.bench.probe import VARIANCE_EPS, fit_probe
-from intern_vision.data.augment import Augment, Resize
-from intern_vision.data.loader import ShardSource, evaluation_batches
+from intern_vision.bench.probe import VARIANCE_EPS, Probe, feature_moments, fit_probe
+from intern_vision.bench.protocol import list_digest
+from intern_vision.bench.ridge_probe import fit_ridge_probe
+from intern_vision.bench.sgd_probe import fit_sgd_probe
+from intern_vision.data.augment import Resize
+from intern_vision.data.loader import ShardSource, Source, evaluation_batches
 from intern_vision.heads import HeadConfig
 from intern_vision.heads.base import TaskHead
+from intern_vision.models.necks import ChannelStandardizer
 from intern_vision.models.vision import HeadSpec, ModelSpec, VisionModel, read_spec
-from intern_vision.stages.adapt import FINE_TUNED, protocol_name
+from intern_vision.stages.adapt import AUTO, NEIGHBOURS, SUFFIXES, Draw, ProbeMethod, Recipe, strata_of
 from intern_vision.stages.base import StageContext
 from intern_vision.task import Task, is_vector_family
-from intern_vision.train.features import FeatureCache, cache_features, compute_device
+from intern_vision.train.array_cache import ArrayCache, cache_key
+from intern_vision.train.choices import choose_probe, choose_recipe
+from intern_vision.train.features import FeatureCache, backbone_digest, cache_features, compute_device
+from intern_vision.train.fine_tuning import FineTuning, steps_of
 from intern_vision.train.launch import train_in_process
-from intern_vision.train.objective import CachedFeaturesObjective, MultiTaskObjective
+from intern_vision.train.objective import CachedFeaturesObjective
+from intern_vision.train.represented import represented_source
 from intern_vision.train.settings import TrainerConfig
 from intern_vision.train.trainer import TrainJob
-from intern_vision.train.upstream import fields_of
 
 if TYPE_CHECKING:
     from intern_vision.stages import adapt
 
-SMALL_SHARE = 0.25
+PROBES = {"lbfgs": fit_probe, "sgd": fit_sgd_probe, "ridge": fit_ridge_probe}
 ROWS_AT_A_TIME = 256
+FEATURE_FOLDER = "features"
+Adapted = tuple[str, VisionModel, dict[str, Any]]
 
 
 class Adaptation:
     """One upstream model on one dataset; features are computed once for all shares."""
 
     def __init__(
-        self, config: "adapt.Config", context: StageContext, task: Task, upstream_dir: Path, source: ShardSource
+        self,
+        config: "adapt.Config",
+        context: StageContext,
+        task: Task,
+        upstream_dir: Path,
+        source: ShardSource,
+        draws: Sequence[Draw],
     ) -> None:
         self.config = config
         self.context = context
         self.task = task
         self.upstream_dir = upstream_dir
         self.source = source
-        self._num_concepts = len(source.info.concept_names)
+        strata = strata_of(source, task.family)
+        self.tuning = FineTuning(config=config, context=context, task=task, source=source, strata=strata)
+        self._drawn = {key for draw in draws for key in draw.keys}
         self._features: FeatureCache | None = None
         # On no device: it is asked for its heads' shapes only.
         with torch.device("meta"):
             self._upstream = VisionModel(read_spec(upstream_dir).for_family(task.family))
         self._donor = self._find_donor()
 
-    def fit(self, keys: Sequence[str], share: float) -> Iterator[tuple[str, VisionModel, dict[str, Any]]]:
-        """For each recipe the protocol's name, the adapted model and what was chosen, from the images ``keys``.
+    def fit(self, draw: Draw) -> Iterator[Adapted]:
+        """For each recipe the protocol's name, the adapted model and what was chosen, from the images of a draw.
 
-        The fine-tuned model goes on from the frozen one's head (LP-FT, arXiv 2202.10054), so the frozen recipe is
-        fitted in any case; a model must be used before the next one is asked for.
+        Every other recipe goes on from the frozen one's head (LP-FT, arXiv 2202.10054) unless its settings say
+        otherwise, so the frozen recipe is fitted in any case.
         """
-        model = self._fresh_model()
-        if self.task.family == "classify":
-            chosen = self._fit_linear(model, keys)
-        else:
-            chosen = self._fit_dense_head(model, keys, share)
-        for recipe in self.config.recipes:
-            if recipe == FINE_TUNED:
-                self._fine_tune(model, keys, share)
-            yield protocol_name(share, recipe), model.eval(), {"method": recipe, "num_train": len(keys), **chosen}
+        recipes, reasons = self._recipes(draw)
+        frozen = self._fresh_model()
+        told = {"num_train": len(draw.keys), **self._fit_head(frozen, draw.keys, draw.share)}
+        tuned: VisionModel | None = None
+        for recipe in recipes:
+            model, more = frozen, {}
+            if recipe == "lora":
+                model = copy.deepcopy(frozen)
+                more = self.tuning.adapt_low_rank(model, draw.keys, draw.share)
+            elif recipe == "multi_stage":
+                starts_fitted = "probe" in self.config.multi_stage.stages
+                model = copy.deepcopy(frozen) if starts_fitted else self._unfitted_model(draw.keys)
+                more = self.tuning.fine_tune_in_stages(model, draw.keys, draw.share, self._represented)
+            elif recipe in ("fine_tuned", "ensemble"):
+                tuned = tuned or self._fine_tuned(frozen, draw.keys, draw.share)
+                model = tuned
+            if recipe == "ensemble":
+                model, more = self.tuning.ensemble(
+                    frozen, tuned, draw.keys, lambda keys: self._fit_pair(keys, draw.share)
+                )
+            yield draw.protocol + SUFFIXES[recipe], model.eval(), {"method": recipe, **told, **more, **reasons}
+        if self.config.knn:
+            told = {"method": NEIGHBOURS, "num_train": len(draw.keys)}
+            yield f"{draw.protocol}+{NEIGHBOURS}", self._nearest(draw.keys), told
 
-    def _fresh_model(self) -> VisionModel:
+    def _recipes(self, draw: Draw) -> tuple[tuple[Recipe, ...], dict[str, str]]:
+        """Recipes of a draw, and why, where they were chosen here."""
+        if self.config.recipes == (AUTO,):
+            recipe, reason = choose_recipe(self.task, len(draw.keys))
+            return (recipe,), {"reason": reason}
+        return self.config.recipes, {}
+
+    def _fit_head(self, model: VisionModel, keys: Sequence[str], share: float) -> dict[str, Any]:
+        if self.task.family == "classify":
+            return self._fit_linear(model, keys)
+        return self._fit_dense_head(model, keys, share)
+
+    def _fine_tuned(self, frozen: VisionModel, keys: Sequence[str], share: float) -> VisionModel:
+        model = copy.deepcopy(frozen) if self.config.fine_tune.from_probe else self._unfitted_model(keys)
+        num_steps = steps_of(self.config.fine_tune, share)
+        self.tuning.fine_tune(model, self.tuning.images(keys), num_steps=num_steps, note=f"fine-tune {share:.0%}")
+        return model
+
+    def _unfitted_model(self, keys: Sequence[str]) -> VisionModel:
+        model = self._fresh_model()
+        self._standardise_where_carried(model, keys)
+        return model
+
+    def _fit_pair(self, keys: Sequence[str], share: float) -> tuple[VisionModel, VisionModel]:
+        frozen = self._fresh_model()
+        self._fit_head(frozen, keys, share)
+        return frozen, self._fine_tuned(frozen, keys, share)
+
+    def _represented(self, images: Source) -> Source:
+        codebook = self.context.inputs.one("codebook")
+        return represented_source(
+            images, self._labelled(), codebook, self.context, bf16=self.config.precision == "bf16"
+        )
+
+    def _labelled(self) -> ShardSource:
+        """Every training image that is drawn."""
+        is_whole = len(self._drawn) == len(self.source)
+        return self.source if is_whole else self.tuning.images(sorted(self._drawn))
+
+    def _fresh_model(self, **head_settings: Any) -> VisionModel:
         torch.manual_seed(self.config.seed)
-        head = HeadSpec(task=self.task, config=self._head_config(), frozen_features=self._standardises())
+        config = self._head_config().with_overrides(head_settings)
+        head = HeadSpec(task=self.task, config=config, frozen_features=self._standardises())
         spec = self._upstream.spec.to_dict() | {"heads": {self.task.family: head.to_dict()}, "text": None}
         model = VisionModel(ModelSpec.from_dict(spec))
         model.load_part(self.upstream_dir, "backbone")
@@ -109,32 +182,64 @@ class Adaptation:
         return self.config.head.with_overrides({"pooling": pooling})
 
     def features(self) -> FeatureCache:
-        """Frozen features of every training image."""
+        """Frozen features of every training image that is drawn, from this machine's cache where it has them."""
         if self._features is None:
-            self._features = cache_features(
-                self._fresh_model(),
-                evaluation_batches(self.source, 64, Resize(self.config.augment, num_concepts=self._num_concepts)),
-                num_images=len(self.source),
-                folder=self.context.scratch_dir / "features",
-                bf16=self.config.precision == "bf16",
-                pooled=self.task.family == "classify",
+            images = self._labelled()
+            pooled = self.task.family == "classify"
+
+            def make(folder: Path) -> None:
+                resize = Resize(self.config.augment, num_concepts=len(self.source.info.concept_names))
+                cache_features(
+                    self._fresh_model(),
+                    evaluation_batches(images, 64, resize),
+                    num_images=len(images),
+                    folder=folder,
+                    bf16=self.config.precision == "bf16",
+                    pooled=pooled,
+                )
+
+            spec = self._upstream.spec.model_copy(update={"heads": {}, "text": None})
+            key = cache_key(
+                [spec.to_dict(), backbone_digest(self.upstream_dir)],
+                [self.source.info.to_dict(), "train", list_digest(images.keys)],
+                [self.config.augment.image_size_px, self.config.precision, pooled, str(compute_device())],
             )
+            cache = ArrayCache(self.context.cache_dir / FEATURE_FOLDER)
+            self._features = cache.get(key, make, FeatureCache.open)
         return self._features
 
-    def _fit_linear(self, model: VisionModel, keys: Sequence[str]) -> dict[str, Any]:
+    def _pooled(self, keys: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 features ``(N, D)`` and labels ``(N,)`` of these images."""
         cache = self.features()
         rows = cache.rows(keys)
         features_ND = torch.from_numpy(np.asarray(cache.arrays["pooled"][rows], np.float32))
-        labels_N = torch.tensor([self.source.labels[row] for row in rows])
-        probe = fit_probe(features_ND, labels_N, self.task.num_classes, self.config.probe)
-        head = model.heads[self.task.family]
+        return features_ND, torch.from_numpy(np.asarray(cache.targets["label"][rows], np.int64))
+
+    def _fit_linear(self, model: VisionModel, keys: Sequence[str]) -> dict[str, Any]:
+        features_ND, labels_N = self._pooled(keys)
+        method: ProbeMethod = self.config.method if self.config.method != AUTO else "lbfgs"
+        told: dict[str, Any] = {}
+        if self.config.method == AUTO:
+            method, told["probe_reason"] = choose_probe(len(keys), self.task.num_classes)
+        probe = PROBES[method](features_ND, labels_N, self.task.num_classes, self.config.probe)
+        self._serve(probe, model.heads[self.task.family])
+        return {"probe": method, **told, **probe.chosen}
+
+    def _serve(self, probe: Probe, head: TaskHead) -> None:
+        _set_moments(head.standardize, probe.mean_D, probe.std_D)
         with torch.no_grad():
-            head.standardize.mean_C.copy_(probe.mean_D)
-            head.standardize.var_C.copy_(probe.std_D.square() - VARIANCE_EPS)
-            head.standardize.num_batches.fill_(1)
             head.linear.weight.copy_(probe.weight_KD)
             head.linear.bias.copy_(probe.bias_K)
-        return {"l2": probe.l2, "validation_accuracy": probe.validation_accuracy}
+
+    def _nearest(self, keys: Sequence[str]) -> VisionModel:
+        features_ND, labels_N = self._pooled(keys)
+        probe = self.config.probe
+        settings = {"num_neighbours": probe.num_neighbours, "neighbour_temperature": probe.neighbour_temperature}
+        model = self._fresh_model(num_examples=len(keys), **settings)
+        head = model.heads[self.task.family]
+        _set_moments(head.standardize, *feature_moments(features_ND))
+        head.remember(features_ND, labels_N)
+        return model.eval()
 
     def _standardise_carried(self, head: TaskHead, keys: Sequence[str]) -> None:
         """Lets a carried pyramid read standardised features and still say what it said.
@@ -155,13 +260,16 @@ class Adaptation:
                 lateral.bias += weight_FC @ standardize.mean_C
                 lateral.weight *= (standardize.var_C + standardize.eps).sqrt()[:, None, None]
 
-    def _fit_dense_head(self, model: VisionModel, keys: Sequence[str], share: float) -> dict[str, Any]:
-        dense = self.config.dense
+    def _standardise_where_carried(self, model: VisionModel, keys: Sequence[str]) -> None:
         head = model.heads[self.task.family]
         carried = self._carried_parts(head)
         if "neck" in carried and "standardizers" not in carried:
             self._standardise_carried(head, keys)
-        num_steps = dense.num_steps_small if share < SMALL_SHARE else dense.num_steps_large
+
+    def _fit_dense_head(self, model: VisionModel, keys: Sequence[str], share: float) -> dict[str, Any]:
+        dense = self.config.dense
+        self._standardise_where_carried(model, keys)
+        num_steps = steps_of(dense, share)
         job = TrainJob(
             objective=CachedFeaturesObjective(model),
             source=self.features().source(keys),
@@ -178,38 +286,13 @@ class Adaptation:
             ),
         )
         train_in_process(job, self.context, f"{self.task.family} {share:.0%}")
+        model.eval()
         return {"num_steps": num_steps}
 
-    def _fine_tune(self, model: VisionModel, keys: Sequence[str], share: float) -> None:
-        tune = self.config.fine_tune
-        backbone = model.backbone
-        num_layers = backbone.num_layers
-        scales = {
-            f"model.backbone.{name}": tune.layer_decay ** (num_layers - backbone.layer_index(name))
-            for name, _ in backbone.named_parameters()
-        }
-        source = ShardSource(
-            self.context.store,
-            self.source.uri,
-            cache_dir=self.context.cache_dir,
-            split="train",
-            fields=fields_of((self.task.family,)),
-            keys=keys,
-        )
-        job = TrainJob(
-            objective=MultiTaskObjective(model),
-            source=source,
-            transform=Augment(self.config.augment, num_concepts=self._num_concepts),
-            config=TrainerConfig(
-                num_steps=tune.num_steps_small if share < SMALL_SHARE else tune.num_steps_large,
-                batch_size=min(tune.batch_size, len(source)),
-                learning_rate=tune.learning_rate,
-                weight_decay=tune.weight_decay,
-                precision=self.config.precision,
-                log_every=50,
-                checkpoint_every=0,
-                seed=self.config.seed,
-            ),
-            learning_rate_scales=scales,
-        )
-        train_in_process(job, self.context, f"fine-tune {share:.0%}")
+
+@torch.no_grad()
+def _set_moments(standardizer: ChannelStandardizer, mean_D: torch.Tensor, std_D: torch.Tensor) -> None:
+    """Makes a standardiser do ``(x - mean) / std``."""
+    standardizer.mean_C.copy_(mean_D)
+    standardizer.var_C.copy_(std_D.square() - VARIANCE_EPS)
+    standardizer.num_batches.fill_(1)

@@ -1,5 +1,7 @@
 """Features of a frozen backbone, computed once and read from disk. B batch, C channels, D width, N images."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,11 @@ import torch
 from torch import Tensor
 
 from intern_vision.models.features import Features
-from intern_vision.models.vision import VisionModel
+from intern_vision.models.vision import VisionModel, read_tensors
 
-TARGETS = ("label_B", "concepts_BK", "boxes_BN4", "box_labels_BN", "mask_BHW", "depth_BHW")
+TARGETS = ("label_B", "concepts_BK", "mask_BHW", "depth_BHW")
+KEYS_FILE = "keys.json"
+_BOX_FILES = ("boxes", "box_labels", "box_ends")
 
 
 @dataclass(slots=True)
@@ -22,12 +26,28 @@ class FeatureCache:
     Attributes:
         keys: sample keys in row order.
         arrays: ``pooled`` ``(N, D)``, or ``map_<k>`` ``(N, C, H, W)`` and ``vector`` ``(N, D)``.
-        targets: for each image its targets, as an example's fields.
+        targets: an example's other fields by name, each with a row an image.
+        boxes: of all images one after the other, ``boxes`` ``(M, 4)`` and ``box_labels`` ``(M,)``, and ``box_ends``
+            ``(N,)``, where an image's end; empty where there are none.
     """
 
     keys: list[str]
     arrays: dict[str, np.ndarray]
-    targets: list[dict[str, Any]]
+    targets: dict[str, np.ndarray]
+    boxes: dict[str, np.ndarray]
+
+    @classmethod
+    def open(cls, folder: Path) -> "FeatureCache":
+        """Maps what ``cache_features`` wrote."""
+
+        def mapped(prefix: str) -> dict[str, np.ndarray]:
+            paths = sorted(folder.glob(f"{prefix}-*.npy"))
+            return {path.stem.removeprefix(f"{prefix}-"): np.load(path, mmap_mode="r") for path in paths}
+
+        # A file without a box cannot be mapped, and boxes are small.
+        boxes = {name: np.load(folder / f"{name}.npy") for name in _BOX_FILES if (folder / f"{name}.npy").exists()}
+        keys = json.loads((folder / KEYS_FILE).read_text())
+        return cls(keys, mapped("feature"), mapped("target"), boxes)
 
     def rows(self, keys: Sequence[str]) -> list[int]:
         """Row numbers of these keys, in row order."""
@@ -37,6 +57,16 @@ class FeatureCache:
     def source(self, keys: Sequence[str]) -> "CachedSource":
         """Random access to the examples of these keys."""
         return CachedSource(self, self.rows(keys))
+
+    def example(self, row: int) -> dict[str, Any]:
+        """Features and targets of one image."""
+        example = {"key": self.keys[row]}
+        example |= {name: array[row] for name, array in (self.arrays | self.targets).items()}
+        if self.boxes:
+            ends = self.boxes["box_ends"]
+            own = slice(ends[row - 1] if row else 0, ends[row])
+            example |= {name: self.boxes[name][own] for name in ("boxes", "box_labels")}
+        return example
 
 
 class CachedSource:
@@ -58,9 +88,7 @@ class CachedSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One example."""
-        row = self._rows[index]
-        features = {name: array[row] for name, array in self._cache.arrays.items()}
-        return {"key": self._cache.keys[row], **features, **self._cache.targets[row]}
+        return self._cache.example(self._rows[index])
 
 
 @torch.inference_mode()
@@ -79,29 +107,38 @@ def cache_features(
         model: in eval mode.
         batches: collated batches with ``image_BCHW`` and targets.
         num_images: images in all batches.
-        folder: where the memory-mapped arrays go.
+        folder: where the arrays go.
         bf16: whether the forward pass runs under bfloat16 autocast.
         pooled: keep only the pooled pyramid, enough for a linear probe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
     keys: list[str] = []
-    targets: list[dict[str, Any]] = []
+    boxes: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         features = infer(model, batch["image_BCHW"], bf16=bf16)
         if pooled:
-            named = {"pooled": features.pooled_pyramid()}
+            named = {"feature-pooled": features.pooled_pyramid()}
         else:
-            named = {f"map_{k}": map_BCHW for k, map_BCHW in enumerate(features.maps)}
-            named["vector"] = features.vector_BD
-        for name, value in named.items():
+            named = {f"feature-map_{k}": map_BCHW for k, map_BCHW in enumerate(features.maps)}
+            named["feature-vector"] = features.vector_BD
+        rows = {name: value.to(torch.float16).cpu().numpy() for name, value in named.items()}
+        rows |= {f"target-{name.rsplit('_', 1)[0]}": batch[name].numpy() for name in TARGETS if name in batch}
+        for name, values in rows.items():
             if name not in arrays:
-                shape = (num_images, *value.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
-            arrays[name][len(keys) : len(keys) + len(value)] = value.to(torch.float16).cpu().numpy()
-        targets += _targets(batch)
+                shape = (num_images, *values.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
+            arrays[name][len(keys) : len(keys) + len(values)] = values
+        boxes += _boxes(batch)
         keys += batch["keys"]
-    return FeatureCache(keys, arrays, targets)
+    for array in arrays.values():
+        array.flush()
+    if boxes:
+        np.save(folder / "boxes.npy", np.concatenate([own for own, _ in boxes]))
+        np.save(folder / "box_labels.npy", np.concatenate([labels for _, labels in boxes]))
+        np.save(folder / "box_ends.npy", np.cumsum([len(own) for own, _ in boxes]))
+    (folder / KEYS_FILE).write_text(json.dumps(keys))
+    return FeatureCache.open(folder)
 
 
 def compute_device() -> torch.device:
@@ -117,13 +154,23 @@ def infer(model: VisionModel, image_BCHW: Tensor, *, bf16: bool) -> Features:
     return Features(maps=tuple(m.float() for m in features.maps), vector_BD=features.vector_BD.float())
 
 
-def _targets(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    present = {name: batch[name].numpy() for name in TARGETS if name in batch}
-    rows = []
-    for index in range(len(batch["keys"])):
-        row = {name.rsplit("_", 1)[0]: value[index] for name, value in present.items()}
-        if "boxes" in row:
-            real = row["box_labels"] >= 0
-            row["boxes"], row["box_labels"] = row["boxes"][real], row["box_labels"][real]
-        rows.append(row)
-    return rows
+def backbone_digest(folder: Path) -> str:
+    """SHA-256 over names, shapes and bytes of a saved model's backbone weights, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_tensors(folder).items()):
+        if name.startswith("backbone."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _boxes(batch: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Boxes and labels of each image to learn from; none where the images have no such field."""
+    if "boxes_BN4" not in batch:
+        return []
+    boxes_BN4, labels_BN = batch["boxes_BN4"].numpy(), batch["box_labels_BN"].numpy()
+    real_BN = labels_BN >= 0
+    # A box that a benchmark ignores is no object.
+    if "ignored" in batch.get("box_attributes", {}):
+        real_BN &= batch["box_attributes"]["ignored"].numpy() != 1
+    return [(own[real], labels[real]) for own, labels, real in zip(boxes_BN4, labels_BN, real_BN, strict=True)]

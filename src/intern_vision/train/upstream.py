@@ -1,6 +1,7 @@
 """What the upstream stages share: reading the upstream dataset and starting from earlier weights."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,7 @@ def fields_of(families: Sequence[Family]) -> tuple[str, ...]:
 def upstream_infos(workspace: Workspace, fields: Sequence[str]) -> tuple[DatasetInfo, ...]:
     """The datasets of the input ``data`` that have one of the fields, in the order that ``source_B`` counts them.
 
+    With the input ``labels`` their classes have the names of the label system, so that equal names mean one class.
     One dataset, or several of which none has a field, are given as they are.
     """
     return tuple(info for _, info in _used_data(workspace, fields))
@@ -79,8 +81,28 @@ def upstream_source(
 
 def _used_data(workspace: Workspace, fields: Sequence[str]) -> list[tuple[str, DatasetInfo]]:
     refs = workspace.inputs.many("data") or (workspace.inputs.one("data"),)
-    data = [(ref.uri, load_info(workspace.store, ref.uri)) for ref in refs]
+    renamed = _renamer(workspace)
+    data = [(ref.uri, renamed(load_info(workspace.store, ref.uri))) for ref in refs]
     return [(uri, info) for uri, info in data if set(fields) & set(info.fields)] or data
+
+
+def _renamer(workspace: Workspace) -> Callable[[DatasetInfo], DatasetInfo]:
+    """Puts a dataset's classes into the words of the input ``labels`` (a label stage's output), where it is given."""
+    ref = workspace.inputs.optional("labels")
+    if ref is None:
+        return lambda info: info
+    from intern_vision.data.labels.output import UNIONS_FILE
+    from intern_vision.data.labels.union import LabelUnion
+
+    values = json.loads((workspace.fetch(ref) / UNIONS_FILE).read_text())
+    unions = {family: LabelUnion.from_dict(value, at=f"{ref.uri}: {family}") for family, value in values.items()}
+
+    def renamed(info: DatasetInfo) -> DatasetInfo:
+        for family in info.tasks:
+            info = unions[family].rename(info) if family in unions else info
+        return info
+
+    return renamed
 
 
 def upstream_augment(
