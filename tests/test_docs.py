@@ -57,11 +57,17 @@ def test_intern_command_and_its_options_exist(document, arguments):
     from intern_vision.cli import app
 
     command = typer.main.get_command(app)
-    path, options = [], {"--help"}
-    for word in shlex.split(arguments):
-        options |= {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    path, options = [], {"--help": True}
+    words = iter(shlex.split(arguments))
+    for word in words:
+        for parameter in command.params:
+            names = parameter.opts + parameter.secondary_opts
+            options |= dict.fromkeys(names, getattr(parameter, "is_flag", False))
         if word.startswith("-"):
-            assert word.split("=")[0] in options, f"{document}: intern {arguments}: {word}, known: {sorted(options)}"
+            name, has_value, _ = word.partition("=")
+            assert name in options, f"{document}: intern {arguments}: {word}, known: {sorted(options)}"
+            if not (options[name] or has_value):
+                next(words)
         elif hasattr(command, "commands"):
             assert word in command.commands, f"{document}: intern {arguments}: known: {sorted(command.commands)}"
             command = command.commands[word]
