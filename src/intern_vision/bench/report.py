@@ -8,7 +8,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intern_vision.bench.arm_charts import curve_panels, radar_panel
 from intern_vision.bench.charts import (
@@ -40,9 +40,11 @@ from intern_vision.bench.table_view import (
     sign_class,
     tiles,
 )
-from intern_vision.bench.task_report import TaskReport, task_view
 from intern_vision.bench.timeline import format_duration, format_time, record_label, timeline
 from intern_vision.stages.base import Record
+
+if TYPE_CHECKING:
+    from intern_vision.bench.task_report import TaskReport
 
 TEMPLATE_NAME = "report.html.j2"
 MAX_REPORT_BYTES = 8 * 10**6
@@ -158,7 +160,7 @@ class ReportContent:
     table: BenchmarkTable
     summary: Mapping[str, str]
     records: Sequence[Record] = ()
-    tasks: Sequence[TaskReport] = ()
+    tasks: "Sequence[TaskReport]" = ()
     candidates: Sequence[GeneralistCandidate] = ()
     searches: Sequence[FactSheet] = ()
     dense_amateurs: Sequence[FactSheet] = ()
@@ -215,6 +217,8 @@ def format_fact(value: float | int | str) -> str:
 
 
 def _render(content: ReportContent, width_px: int, quality: int) -> str:
+    from intern_vision.bench.task_report import task_view
+
     table = content.table
     # One model beside no other: what compares arms would say the same thing five times.
     is_alone = bool(content.tasks) and len(arms_of(table)) == 1

@@ -16,7 +16,6 @@ from intern_vision.bench.report import Examples, FactSheet, GeneralistCandidate,
 from intern_vision.bench.scores import Gap, Scores, read_scores
 from intern_vision.bench.table import ArmCost, BenchmarkTable, build_table
 from intern_vision.bench.table_text import render_text
-from intern_vision.bench.task_report import read_task_reports
 from intern_vision.bench.timeline import format_time
 from intern_vision.errors import DataError
 from intern_vision.lineage import Lineage, render_svg, trace
@@ -85,6 +84,8 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     Raises:
         DataError: no scores of either arm, or an input that cannot be read.
     """
+    from intern_vision.bench.task_report import read_task_reports
+
     store = context.store
     read: dict[str, Record] = {}
     lineages = {ref.uri: trace(store, ref.uri, read) for refs in inputs.values() for ref in refs}
