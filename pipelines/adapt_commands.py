@@ -4,14 +4,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from intern_vision.config import canonical_json, parse_json_object, text_digest
-from intern_vision.console import StageProgress, reporting_errors, show
+from intern_vision.address import listing_digest
+from intern_vision.config import parse_json_object
+from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
@@ -80,6 +80,7 @@ def adapt(
     debug: Debug = False,
 ) -> None:
     """Check your own labelled images, adapt a registered model to them and register the result."""
+    from intern_pipelines.runner import run_pipeline
     from intern_vision.presets import resolve
 
     with reporting_errors(debug, as_json):
@@ -89,7 +90,9 @@ def adapt(
         config = resolve(preset, json.dumps(merged(own, given)))  # a wrong setting is told before the images are read
         settings = merged(own, given)["downstream"]
         reading = _read(data, task, settings.get("seed", 0))
-        given["downstream"]["content_digest"] = content_digest(data, (item.path for item in reading.items))
+        given["downstream"]["content_digest"] = listing_digest(
+            data, (item.path for item in reading.items) if data.is_file() else ()
+        )
         findings = _check(reading, settings, near_duplicates)
         given["adapt"], note = choose_method(findings, config, method, minutes)
         if "recipes" in own.get("adapt", {}):
@@ -108,7 +111,18 @@ def adapt(
             print("\n".join([*findings.lines(), *plan]), flush=True)
         arguments = {"datasets": [dataset], "model": model, "preset": preset, "overrides": overrides}
         identity = {"data": config.downstream.to_dict(), "adapt": config.adapt.to_dict(), "model": model}
-        value, lines = _run(dataset, arguments, identity, state_dir, resume, keep, as_json)
+        local_run = run_pipeline(
+            PIPELINE,
+            f"{PIPELINE}-{dataset}",
+            arguments,
+            identity,
+            state_dir=state_dir,
+            num_ranks=1,
+            resume=resume,
+            keep=keep,
+            quiet=as_json,
+        )
+        value, lines = summary(local_run, keep)
         show(value | {"findings": findings.to_dict(), "plan": bare}, lines, as_json)
 
 
@@ -259,30 +273,6 @@ def _exit_where_wrong(findings: Any) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-def _run(
-    dataset: str,
-    arguments: dict[str, Any],
-    identity: dict[str, Any],
-    state_dir: Path,
-    resume: bool,
-    keep: bool,
-    as_json: bool,
-) -> tuple[dict[str, Any], list[str]]:
-    from intern_pipelines.runner import LocalRun
-
-    local_run = LocalRun(
-        name=f"{PIPELINE}-{dataset}",
-        pipeline=PIPELINE,
-        arguments=arguments,
-        identity=identity,
-        state_dir=state_dir,
-        num_ranks=1,
-    )
-    with StageProgress(quiet=as_json) as progress:
-        local_run.execute(progress, resume=resume, keep=keep)
-    return summary(local_run, keep)
-
-
 def summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
     """The score, where the report lies, and the lines that load, ask and serve the model."""
     from intern_vision.bench.scores import unit_of
@@ -333,15 +323,3 @@ def folder_name(data: Path) -> str:
     data = data.absolute()
     folder = data.parent if data.is_file() else data
     return (folder.parent if folder.name == "annotations" else folder).name
-
-
-def content_digest(data: Path, images: Iterable[Path] = ()) -> str:
-    """Digest of names, sizes and times of the files: changed data is prepared anew.
-
-    Args:
-        data: a folder, all of whose files count, or a file with labels.
-        images: of such a file.
-    """
-    found = {data, *images} if data.is_file() else set(data.rglob("*"))
-    files = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
-    return text_digest(canonical_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]))

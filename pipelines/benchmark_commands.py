@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intern_vision.console import StageProgress, reporting_errors, show
+from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError, InternError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
@@ -55,7 +55,7 @@ def benchmark(
     """Score a model on the 26 datasets of GV-B that are in a folder, or on the made world's; one table."""
     if context.invoked_subcommand:
         return
-    from intern_pipelines.runner import check_run_name
+    from intern_pipelines.runner import check_run_name, run_pipeline
     from intern_vision import benchmark as library
     from intern_vision.presets import resolve
 
@@ -79,7 +79,18 @@ def benchmark(
         }
         # Further datasets and protocols may be added to a run: what is committed is taken from the store.
         identity = {"adapt": config.adapt.to_dict(), "model": model, "baseline": arguments["baseline"]}
-        value, lines = _run(name, arguments, identity, state_dir, resume, keep, as_json)
+        local_run = run_pipeline(
+            PIPELINE,
+            name,
+            arguments,
+            identity,
+            state_dir=state_dir,
+            num_ranks=1,
+            resume=resume,
+            keep=keep,
+            quiet=as_json,
+        )
+        value, lines = _summary(local_run)
         show(value, lines, as_json)
     # For machines the failure is in the table's gaps, so nothing more is printed to standard output.
     with reporting_errors(debug):
@@ -135,23 +146,10 @@ def _baseline(baseline: str, architecture: str) -> str:
     return str(path.absolute())
 
 
-def _run(
-    name: str,
-    arguments: dict[str, Any],
-    identity: dict[str, Any],
-    state_dir: Path,
-    resume: bool,
-    keep: bool,
-    as_json: bool,
-) -> tuple[dict[str, Any], list[str]]:
+def _summary(local_run: Any) -> tuple[dict[str, Any], list[str]]:
+    """The table and where the report lies."""
     from intern_pipelines.commands import printable
-    from intern_pipelines.runner import LocalRun
 
-    local_run = LocalRun(
-        name=name, pipeline=PIPELINE, arguments=arguments, identity=identity, state_dir=state_dir, num_ranks=1
-    )
-    with StageProgress(quiet=as_json) as progress:
-        local_run.execute(progress, resume=resume, keep=keep)
     report, table, text = local_run.results(("report.html", "table.json", "table.txt"), "report")
     lines = [printable(text), "", f"report     {report}"]
     return {"report": str(report), "table": json.loads(table.read_text())}, lines

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands
-from intern_vision.console import StageProgress, reporting_errors, show
+from intern_vision.console import reporting_errors, show
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 Preset = Annotated[str, typer.Option("--preset", help="smoke, nano or small.")]
@@ -42,14 +42,26 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run INTERN end to end on this machine: data, search, amateur, experts, generalist, adaptation, report."""
-    from intern_pipelines.runner import check_run_name
+    from intern_pipelines.runner import check_run_name, run_pipeline
     from intern_vision.presets import resolve
 
     with reporting_errors(debug, as_json):
         config = resolve(preset, override)
         check_run_name(name or preset)
         arguments = {"preset": preset, "overrides": override}
-        _execute("intern", name or preset, arguments, config.to_dict(), state_dir, num_ranks, resume, keep, as_json)
+        local_run = run_pipeline(
+            "intern",
+            name or preset,
+            arguments,
+            config.to_dict(),
+            state_dir=state_dir,
+            num_ranks=num_ranks,
+            resume=resume,
+            keep=keep,
+            quiet=as_json,
+        )
+        value, lines = _summary(local_run, keep)
+        show(value, lines, as_json)
 
 
 def compile_(
@@ -63,33 +75,6 @@ def compile_(
     with reporting_errors(debug, as_json):
         written = write_all(out)
         show({"files": [str(path) for path in written]}, [str(path) for path in written], as_json)
-
-
-def _execute(
-    pipeline: str,
-    name: str,
-    arguments: dict[str, Any],
-    identity: dict[str, Any],
-    state_dir: Path,
-    num_ranks: int,
-    resume: bool,
-    keep: bool,
-    as_json: bool,
-) -> None:
-    from intern_pipelines.runner import LocalRun
-
-    local_run = LocalRun(
-        name=name,
-        pipeline=pipeline,
-        arguments=arguments,
-        identity=identity,
-        state_dir=state_dir,
-        num_ranks=num_ranks,
-    )
-    with StageProgress(quiet=as_json) as progress:
-        local_run.execute(progress, resume=resume, keep=keep)
-    value, lines = _summary(local_run, keep)
-    show(value, lines, as_json)
 
 
 def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from intern_vision import errors, services, track
 from intern_vision.config import changed_fields
+from intern_vision.console import StageProgress
 from intern_vision.errors import ConfigError, InternError, RetryableError
 from intern_vision.ref import Ref
 from intern_vision.service_state import make_private_folder, write_private
@@ -220,6 +221,39 @@ def check_run_name(name: str) -> None:
     """Raises ConfigError where a run's name cannot be the name of its folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
         raise ConfigError(f"--name: expected up to 63 letters, digits, dots, dashes or underscores, got {name!r}")
+
+
+def run_pipeline(
+    pipeline: str,
+    name: str,
+    arguments: dict[str, Any],
+    identity: dict[str, Any],
+    *,
+    state_dir: Path,
+    num_ranks: int,
+    resume: bool,
+    keep: bool,
+    quiet: bool,
+) -> LocalRun:
+    """Runs a pipeline to its end with its progress on the terminal; see ``LocalRun`` for all but the last.
+
+    Args:
+        pipeline: name of the pipeline.
+        name: the run's name.
+        arguments: the pipeline's parameters.
+        identity: what a resumed run must agree with.
+        state_dir: folder for everything local.
+        num_ranks: processes of a training stage.
+        resume: False takes a changed config as a new run.
+        keep: leave the embedded servers running.
+        quiet: without progress lines.
+    """
+    run = LocalRun(
+        name=name, pipeline=pipeline, arguments=arguments, identity=identity, state_dir=state_dir, num_ranks=num_ranks
+    )
+    with StageProgress(quiet=quiet) as progress:
+        run.execute(progress, resume=resume, keep=keep)
+    return run
 
 
 class _Events:

@@ -18,3 +18,13 @@ def test_digest_of_a_listing_tells_changed_files_and_not_where_they_lie(tmp_path
     (folders[0] / "y.png").rename(folders[0] / "z.png")
     renamed = listing_digest(folders[0])
     assert renamed not in (first, listing_digest(folders[0] / "z.png"))
+
+
+def test_pictures_of_a_table_count(tmp_path):
+    table, picture = tmp_path / "labels.csv", tmp_path / "x.png"
+    table.write_text("file,label")
+    picture.write_bytes(b"1")
+    first = listing_digest(table, [picture, tmp_path / "gone.png"])
+    assert listing_digest(table, [picture]) == first != listing_digest(table)
+    picture.write_bytes(b"12")
+    assert listing_digest(table, [picture]) != first

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +118,17 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def listing_digest(path: Path) -> str:
-    """Digest of names, sizes and times of a file, or of all files below a folder; their bytes are not read."""
+def listing_digest(path: Path, others: Iterable[Path] = ()) -> str:
+    """Digest of names, sizes and times of files; their bytes are not read.
+
+    Args:
+        path: a file, or a folder, all of whose files count wherever it lies.
+        others: further files, by their whole paths; what is missing is left out.
+    """
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    stats = {file.relative_to(path).as_posix(): file.stat() for file in files}
+    named = {file.relative_to(path).as_posix(): file for file in files}
+    named |= {str(file): file for file in others if file.is_file()}
+    stats = {name: file.stat() for name, file in named.items()}
     return digest_of_files({name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()})
 
 

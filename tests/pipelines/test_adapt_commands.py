@@ -18,11 +18,11 @@ def runs(monkeypatch):
     """What the command would run, in place of running it."""
     calls = []
 
-    def run(*arguments):
-        calls.append(arguments)
-        return {"models": []}, ["error      10 %"]
+    def run(pipeline, name, *arguments, **options):
+        calls.append((name.removeprefix(f"{pipeline}-"), *arguments))
 
-    monkeypatch.setattr(adapt_commands, "_run", run)
+    monkeypatch.setattr("intern_pipelines.runner.run_pipeline", run)
+    monkeypatch.setattr(adapt_commands, "summary", lambda local_run, keep: ({"models": []}, ["error      10 %"]))
     return calls
 
 
@@ -148,27 +148,6 @@ def test_summary_gives_the_score_and_the_lines_to_go_on_with(tmp_path):
     assert 'load       model = mlflow.pyfunc.load_model("models:/intern-pets@candidate")' in lines
     assert f"predict    intern predict intern-pets@candidate PICTURE.jpg --state-dir {tmp_path}" in lines
     assert f"serve      intern serve intern-pets@candidate --state-dir {tmp_path}" in lines
-
-
-def test_digest_tells_changed_files(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_bytes(b"1")
-    first = adapt_commands.content_digest(tmp_path)
-    assert adapt_commands.content_digest(tmp_path) == first
-    (tmp_path / "a" / "x.png").write_bytes(b"12")
-    second = adapt_commands.content_digest(tmp_path)
-    (tmp_path / "y.png").write_bytes(b"")
-    assert len({first, second, adapt_commands.content_digest(tmp_path)}) == 3
-    assert adapt_commands.content_digest(tmp_path / "y.png") != second
-
-
-def test_digest_of_a_table_tells_changed_pictures(tmp_path):
-    table, picture = tmp_path / "labels.csv", tmp_path / "x.png"
-    table.write_text("file,label")
-    picture.write_bytes(b"1")
-    first = adapt_commands.content_digest(table, [picture])
-    picture.write_bytes(b"12")
-    assert adapt_commands.content_digest(table, [picture]) != first
 
 
 def test_files_are_called_after_their_folder(tmp_path):

@@ -17,11 +17,14 @@ def executed(monkeypatch):
     """What the command would run, in place of running it; ``gaps`` are what the run would leave."""
     calls, gaps = [], []
 
-    def run(*arguments):
+    def run(pipeline, *arguments, **options):
         calls.append(arguments)
+
+    def summary(local_run):
         return {"report": "report.html", "table": {"gaps": gaps}}, ["the table"]
 
-    monkeypatch.setattr(benchmark_commands, "_run", run)
+    monkeypatch.setattr("intern_pipelines.runner.run_pipeline", run)
+    monkeypatch.setattr(benchmark_commands, "_summary", summary)
     return calls, gaps
 
 
