@@ -77,7 +77,7 @@ def test_schema_and_values_know_the_same_names():
 
 
 def test_schema_is_a_draft_7_schema_and_takes_the_defaults():
-    import jsonschema
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install 'intern-vision[helm]'")
 
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     jsonschema.Draft7Validator(SCHEMA).validate(VALUES)

@@ -9,7 +9,8 @@ from intern_vision.cli import app
 def executed(monkeypatch):
     """What the commands would run, in place of running it."""
     calls = []
-    monkeypatch.setattr(commands, "_execute", lambda *args: calls.append(args))
+    monkeypatch.setattr("intern_pipelines.runner.run_pipeline", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr(commands, "_summary", lambda local_run, keep: ({}, []))
     return calls
 
 
@@ -20,10 +21,11 @@ def invoke(*arguments):
 def test_run_gives_the_pipeline_what_the_preset_says(executed, tmp_path):
     done = invoke("run", "--preset", "smoke", "--num-ranks", "1", "--state-dir", tmp_path, "--override", "{}")
     assert done.exit_code == 0, done.output
-    ((pipeline, name, arguments, identity, state_dir, num_ranks, resume, keep, as_json),) = executed
-    assert (pipeline, name, num_ranks, resume, keep, as_json) == ("intern", "smoke", 1, True, False, False)
+    (((pipeline, name, arguments, identity), options),) = executed
+    assert (pipeline, name) == ("intern", "smoke")
+    assert options == {"state_dir": tmp_path, "num_ranks": 1, "resume": True, "keep": False, "quiet": False}
     assert arguments == {"preset": "smoke", "overrides": "{}"}
-    assert identity["preset"] == "smoke" and state_dir == tmp_path
+    assert identity["preset"] == "smoke"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "x" * 64])

@@ -35,7 +35,8 @@ def interrupted(begun, tmp_path_factory):
         (
             signal.SIGTERM,
             "1",
-            lambda run: resumed(run.events("note")).keys() & {e["stage"] for e in run.events("done")},
+            # Its Ref is written a moment after the training said that it is done.
+            lambda run: resumed(run.events("note")).keys() & {ref.stem for ref in (run.run_dir / "refs").glob("*")},
         ),
     ):
         run = LongRun(state, "smoke", [*arguments, "--num-ranks", num_ranks])
