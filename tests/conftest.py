@@ -26,3 +26,15 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """SeaweedFS alone (or the one that ``services`` already started), exported to the environment."""
     yield from _exported(tmp_path_factory.mktemp("s3"), with_mlflow=False)
+
+
+@pytest.fixture(autouse=True)
+def no_setting_leaks() -> Iterator[None]:
+    """A test that leaves an ``INTERN_`` variable behind would change what its worker's later tests see."""
+    before = _own_settings()
+    yield
+    assert _own_settings() == before, "the test changed the environment: set these with monkeypatch"
+
+
+def _own_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("INTERN_")}

@@ -158,7 +158,9 @@ def test_a_request_without_end_is_refused_before_it_is_read(server):
         connection.close()
 
 
-def test_a_taken_port_is_one_line(server):
+def test_a_taken_port_is_one_line(server, monkeypatch):
+    # The command writes it to the environment of this process, which other tests share.
+    monkeypatch.setenv(ALLOW_VARIABLE, "none")
     port = server[0].rpartition(":")[2]
     done = CliRunner().invoke(app, ["serve", "intern-none", "--port", port])
     assert done.exit_code == 2
