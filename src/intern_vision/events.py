@@ -4,7 +4,21 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_listeners: list[Callable[[dict[str, Any]], None]] = []
+
+
+@contextmanager
+def listening(take: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within the block, this process's events go to ``take`` in place of standard output."""
+    _listeners.append(take)
+    try:
+        yield
+    finally:
+        _listeners.remove(take)
 
 
 class Progress:
@@ -56,8 +70,11 @@ class Progress:
         self._emit(f"failed: {message}", "failed", note=message, exit_code=exit_code)
 
     def _emit(self, text: str, event: str, **values: Any) -> None:
-        print(f"[{self.name}] {text}", file=sys.stdout, flush=True)
+        said = {"at": time.time(), "stage": self.name, "event": event, **values}
+        for take in _listeners:
+            take(said)
+        if not _listeners:
+            print(f"[{self.name}] {text}", file=sys.stdout, flush=True)
         if self._path:
-            line = json.dumps({"at": time.time(), "stage": self.name, "event": event, **values}) + "\n"
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(json.dumps(said) + "\n")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from intern_vision.config import Config
 
-Kind = Literal["dataset", "genotype", "weights", "model", "scores", "report"]
+Kind = Literal["manifest", "dataset", "genotype", "weights", "model", "scores", "report"]
 
 
 class Ref(Config):

@@ -6,14 +6,14 @@ from intern_vision.data.manifest import COLUMNS, ManifestRow, read_manifest, wri
 
 def test_round_trip_keeps_rows_nulls_and_order(tmp_path):
     rows = [
-        ManifestRow(key="a", uri="shards/00000.tar/a.jpg", width_px=4, height_px=3, label=2, split="train"),
+        ManifestRow(key="a", uri="shards/00000.tar/a.jpg", width_px=4, height_px=3, labels=("cat",), split="train"),
         ManifestRow(key="b", uri="file:///b.jpg", status="quarantined", reason="ends too early", caption="é"),
     ]
     path = tmp_path / "manifest.parquet"
     write_manifest(rows, path)
     table = read_manifest(path).to_pydict()
     assert tuple(table) == COLUMNS
-    assert table["label"] == [2, None]
+    assert table["labels"] == [["cat"], None]
     assert table["caption"] == [None, "é"]
     assert table["reason"] == ["", "ends too early"]
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.parquet"]

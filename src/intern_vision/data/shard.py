@@ -12,23 +12,28 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Container, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from intern_vision.config import Config
 from intern_vision.data.codec import encode_depth, encode_jpeg, encode_png, image_suffix
-from intern_vision.data.manifest import ManifestRow, Quarantined, write_manifest
+from intern_vision.data.manifest import MANIFEST_NAME, ManifestBox, ManifestRow, Quarantined, manifest_writer
 from intern_vision.data.sample import BOX_ATTRIBUTES, IGNORE_LABEL, Sample
+from intern_vision.data.tables import TableWriter
 from intern_vision.errors import DataError
 from intern_vision.store import file_sha256
 from intern_vision.task import Task
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 INFO_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
-MANIFEST_NAME = "manifest.parquet"
 MEMBERS = ("image", "json", "mask", "depth")
 JSON_FIELDS = ("caption", "label", "concepts", "boxes", "box_labels", "box_attributes", "frame")
 FIELDS = ("image", *JSON_FIELDS, "mask", "depth")
@@ -195,7 +200,14 @@ class _TarWriter:
 
 class _DatasetWriter:
     def __init__(
-        self, info: DatasetInfo, out_dir: Path, max_shard_bytes: int, lossless: bool, on_shard: Callable[[Path], None]
+        self,
+        info: DatasetInfo,
+        out_dir: Path,
+        index: TableWriter,
+        manifest: TableWriter,
+        max_shard_bytes: int,
+        lossless: bool,
+        on_shard: Callable[[Path], None],
     ) -> None:
         self.info = info
         self.out_dir = out_dir
@@ -204,8 +216,10 @@ class _DatasetWriter:
         self.on_shard = on_shard
         self.tar: _TarWriter | None = None
         self.shards: list[ShardInfo] = []
-        self.index: list[dict[str, Any]] = []
-        self.rows: list[ManifestRow] = []
+        self.index = index
+        self.manifest = manifest
+        self.splits: Counter[str] = Counter()
+        self.first_bad: Quarantined | None = None
         self.keys: set[str] = set()
         self.fields: set[str] = set()
         self.sizes_px: set[tuple[int, int]] = set()
@@ -229,8 +243,8 @@ class _DatasetWriter:
 
     def quarantine(self, bad: Quarantined) -> None:
         """Keeps a sample that cannot be used as a row with its reason."""
-        origin = {"source": self.info.source, "licence": self.info.licence}
-        self.rows.append(ManifestRow(key=bad.key, uri=bad.uri, status="quarantined", reason=bad.reason, **origin))
+        self.first_bad = self.first_bad or bad
+        self._note(key=bad.key, uri=bad.uri, status="quarantined", reason=bad.reason)
 
     def close_shard(self) -> None:
         """Ends the shard being written and hands it on."""
@@ -240,24 +254,22 @@ class _DatasetWriter:
             self.on_shard(path)
 
     def finish(self, max_quarantined_share: float) -> DatasetInfo:
-        """Writes manifest, index and info, in this order; the manifest also where too many samples are bad."""
-        write_manifest(self.rows, self.out_dir / MANIFEST_NAME)
-        bad = [row for row in self.rows if row.status == "quarantined"]
-        if not self.index or len(bad) > max_quarantined_share * len(self.rows):
-            first = f"; first: {bad[0].uri}: {bad[0].reason}" if bad else ""
+        """Writes the info, once index and manifest are whole."""
+        num_rows, num_good = self.manifest.num_rows, self.index.num_rows
+        num_bad = num_rows - num_good
+        if not num_good or num_bad > max_quarantined_share * num_rows:
+            first = f"; first: {self.first_bad.uri}: {self.first_bad.reason}" if self.first_bad else ""
             raise DataError(
-                f"dataset {self.info.name}: {len(bad)} of {len(self.rows)} samples are unusable, "
+                f"dataset {self.info.name}: {num_bad} of {num_rows} samples are unusable, "
                 f"the limit is {max_quarantined_share:.0%}{first}"
             )
-        _write_index(self.index, self.out_dir / INDEX_NAME)
-        splits = [row["split"] for row in self.index]
         height_px, width_px = next(iter(self.sizes_px))
         counts = {
             "fields": tuple(name for name in FIELDS if name in self.fields),
-            "num_train": splits.count("train"),
-            "num_val": splits.count("val"),
-            "num_test": splits.count("test"),
-            "num_quarantined": len(bad),
+            "num_train": self.splits["train"],
+            "num_val": self.splits["val"],
+            "num_test": self.splits["test"],
+            "num_quarantined": num_bad,
             "image_size_px": height_px if len(self.sizes_px) == 1 and height_px == width_px else 0,
             "index_sha256": file_sha256(self.out_dir / INDEX_NAME),
             "shards": tuple(self.shards),
@@ -265,6 +277,10 @@ class _DatasetWriter:
         done = self.info.model_copy(update=counts)
         (self.out_dir / INFO_NAME).write_text(done.to_json() + "\n", encoding="utf-8")
         return done
+
+    def _note(self, **values: Any) -> None:
+        row = ManifestRow(source=self.info.source, licence=self.info.licence, **values)
+        self.manifest.add(asdict(row))
 
     def _shard_path(self, shard: int) -> str:
         return f"shards/{shard:05d}.tar"
@@ -300,27 +316,57 @@ class _DatasetWriter:
             row[f"{member}_offset"] = self.tar.add(f"{sample.key}.{suffix}", data) if suffix else 0
             row[f"{member}_num_bytes"] = len(data)
         self.tar.num_samples += 1
-        self.index.append(row)
+        self.index.add(row)
+        self.splits[sample.split] += 1
         self.fields |= {name for name in FIELDS if _has(sample, name)}
         height, width = sample.image.shape[:2]
         self.sizes_px.add((height, width))
         suffix, data = members["image"]
-        self.rows.append(
-            ManifestRow(
-                key=sample.key,
-                uri=f"{self.tar.path}/{sample.key}.{suffix}",
-                digest=hashlib.sha256(data).hexdigest(),
-                width_px=width,
-                height_px=height,
-                num_bytes=len(data),
-                source=self.info.source,
-                licence=self.info.licence,
-                split=sample.split,
-                caption=sample.caption,
-                label=label,
-                num_boxes=0 if sample.boxes is None else len(sample.boxes),
-            )
+        uris = {name: f"{self.tar.path}/{sample.key}.{suffix}" for name, (suffix, _) in members.items()}
+        self._note(
+            key=sample.key,
+            uri=uris["image"],
+            digest=hashlib.sha256(data).hexdigest(),
+            width_px=width,
+            height_px=height,
+            num_bytes=len(data),
+            split=sample.split,
+            caption=sample.caption,
+            labels=self._labels(sample),
+            boxes=self._boxes(sample),
+            mask=uris.get("mask"),
+            depth=uris.get("depth"),
+            depth_scale=self.info.depth_scale if "depth" in uris else 0.0,
         )
+
+    def _labels(self, sample: Sample) -> tuple[str, ...] | None:
+        names = self.info.concept_names
+        if sample.label is not None:
+            names, indices = self._class_names("classify"), (sample.label,)
+        else:
+            indices = sample.concepts
+        return None if indices is None else tuple(_class_name(names, index) for index in indices)
+
+    def _boxes(self, sample: Sample) -> tuple[ManifestBox, ...] | None:
+        if sample.boxes is None or sample.box_labels is None:
+            return None
+        names = self._class_names("detect")
+        flags = {name: sample.box_attributes.get(name) for name in ("difficult", "ignored")}
+        return tuple(
+            ManifestBox(
+                label=_class_name(names, label),
+                **dict(zip(("x0", "y0", "x1", "y1"), map(float, box), strict=True)),
+                **{name: bool(values[row] > 0) for name, values in flags.items() if values is not None},
+            )
+            for row, (box, label) in enumerate(zip(sample.boxes, sample.box_labels, strict=True))
+        )
+
+    def _class_names(self, family: str) -> tuple[str, ...]:
+        return self.info.tasks[family].class_names if family in self.info.tasks else ()
+
+
+def _class_name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if index < len(names) else str(index)
 
 
 def write_dataset(
@@ -351,17 +397,19 @@ def write_dataset(
         DataError: too many quarantined samples, no sample at all, or a key that is malformed or occurs twice.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    writer = _DatasetWriter(info, out_dir, max_shard_bytes, lossless, on_shard or (lambda path: None))
-    try:
-        for sample in samples:
-            if isinstance(sample, Quarantined):
-                writer.quarantine(sample)
-            else:
-                writer.add(sample)
-        writer.close_shard()
-    finally:
-        if writer.tar is not None:
-            writer.tar.abort()
+    # Both stay where too many samples are bad: the manifest says what is wrong with them.
+    with TableWriter(out_dir / INDEX_NAME, _index_schema()) as index, manifest_writer(out_dir / MANIFEST_NAME) as rows:
+        writer = _DatasetWriter(info, out_dir, index, rows, max_shard_bytes, lossless, on_shard or (lambda path: None))
+        try:
+            for sample in samples:
+                if isinstance(sample, Quarantined):
+                    writer.quarantine(sample)
+                else:
+                    writer.add(sample)
+            writer.close_shard()
+        finally:
+            if writer.tar is not None:
+                writer.tar.abort()
     return writer.finish(max_quarantined_share)
 
 
@@ -370,11 +418,10 @@ def _has(sample: Sample, name: str) -> bool:
     return value is not None and not (name == "box_attributes" and not value)
 
 
-def _write_index(rows: list[dict[str, Any]], path: Path) -> None:
+def _index_schema() -> "pa.Schema":
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = [(name, pa.string()) for name in ("key", "split", "caption", "stratum")]
     columns += [("label", pa.int64()), ("shard", pa.int32())]
     columns += [(f"{member}_{what}", pa.int64()) for member in MEMBERS for what in ("offset", "num_bytes")]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)
+    return pa.schema(columns)

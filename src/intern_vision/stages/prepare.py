@@ -88,7 +88,8 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         ConfigError: the made world has no such set.
         DataError: own or official data that cannot be read, or too many bad files.
     """
-    from intern_vision.data.shard import MANIFEST_NAME, MAX_QUARANTINED_SHARE, write_dataset
+    from intern_vision.data.manifest import MANIFEST_NAME
+    from intern_vision.data.shard import MAX_QUARANTINED_SHARE, write_dataset
     from intern_vision.data.text import Tokenizer
 
     check: DataCheck | None = None

@@ -1,0 +1,55 @@
+"""One stage as a command of its own: Refs in files, its output on the store, its own Ref in a file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intern_vision.config import Config
+from intern_vision.console import StageProgress
+from intern_vision.errors import ConfigError
+from intern_vision.events import listening
+from intern_vision.ref import Ref
+
+
+def run_to_ref(
+    stage: str,
+    config: Config,
+    inputs: Mapping[str, Sequence[Path]],
+    out: Path,
+    *,
+    state_dir: Path,
+    name: str = "",
+    quiet: bool = False,
+) -> Ref:
+    """Runs a stage in this process, with its progress on the terminal; what is committed already is taken from there.
+
+    The store is ``INTERN_STORE`` or, without it, ``<state folder>/store``.
+
+    Args:
+        stage: name of the stage.
+        config: its config.
+        inputs: files with Refs, by input name; those without any are left out.
+        out: file for the output's Ref; its folder is made.
+        state_dir: folder for everything local.
+        name: what to call this use of the stage.
+        quiet: no progress lines.
+
+    Raises:
+        ConfigError: a file with a Ref does not exist or holds none.
+        InternError: whatever the stage raises.
+    """
+    from intern_vision.stages.base import Inputs, read_refs, run_stage
+
+    os.environ["INTERN_STATE"] = str(state_dir)
+    found: dict[str, tuple[Any, ...]] = {}
+    for input_name, paths in inputs.items():
+        for path in paths:
+            if not path.is_file():
+                raise ConfigError(f"{input_name}: {path} is no file; give the one that --out of an earlier step wrote")
+            found[input_name] = (*found.get(input_name, ()), *read_refs(path))
+    with StageProgress(quiet=quiet) as progress, listening(progress):
+        ref = run_stage(stage, config, Inputs(found), name=name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(ref.to_json() + "\n", encoding="utf-8")
+    return ref
