@@ -212,7 +212,12 @@ class LocalRun:
             raise RetryableError("asked to stop; the same command resumes")
         if failures:
             first = failures[0]
-            raise _error_of(first["exit_code"])(f"{first['stage']}: {first['note']} (log: {self.log_path})")
+            # What was finished is worth looking at: a report's model may have missed its gate.
+            with suppress(InternError):
+                self._copy_results()
+            report = self.run_dir / "report" / "report.html"
+            kept = f", report: {report}" if "report" in self.steps() and report.exists() else ""
+            raise _error_of(first["exit_code"])(f"{first['stage']}: {first['note']} (log: {self.log_path}{kept})")
         if code:
             raise InternError(f"run {self.name} ended with code {code}; see {self.log_path}")
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from running import LongRun, processes_of, seconds_until_gone
 
-from intern_pipelines.runner import LocalRun
+from intern_pipelines.runner import RESULT_FILES, LocalRun
 from intern_vision.errors import ConfigError, RetryableError
 from intern_vision.ref import Ref
 
@@ -92,6 +92,23 @@ def test_results_are_found_by_step(tmp_path):
     with pytest.raises(ConfigError, match="run mine: no result of step export; known: report"):
         run.ref("export")
     assert run.results(["a", "b"], "report") == [run.run_dir / "report" / "a", run.run_dir / "report" / "b"]
+
+
+def test_a_failed_run_keeps_what_it_finished(tmp_path):
+    run = local_run(tmp_path)
+    store = tmp_path / "store"
+    (run.run_dir / "refs").mkdir(parents=True)
+    store.mkdir()
+    for name in RESULT_FILES["report"]:
+        (store / name).write_text(name)
+    failures = [{"stage": "promote", "note": "does not pass", "exit_code": 2}]
+    with pytest.raises(ConfigError, match=r"promote: does not pass \(log: [^,]*log.txt\)"):
+        run._raise_failure(1, failures, [])
+    ref = REF.model_copy(update={"uri": store.as_uri()})
+    (run.run_dir / "refs" / "report.json").write_text(ref.to_json())
+    with pytest.raises(ConfigError, match=r"promote: does not pass \(log: .*log.txt, report: .*report.html\)"):
+        run._raise_failure(1, failures, [])
+    assert (run.run_dir / "report" / "report.html").read_text() == "report.html"
 
 
 @pytest.mark.slow
