@@ -4,7 +4,10 @@ from helpers import AUGMENT, HEAD, SIZE_PX, World, train_here, trainer_config
 from safetensors.torch import load_file, save_file
 
 from intern_vision.errors import CheckpointError, ConfigError
+from intern_vision.models.genotype import TOY_SA, TOY_XCA
+from intern_vision.models.metanet import MetaNet
 from intern_vision.models.public_backbones import PublicBackbone, make_public_backbone
+from intern_vision.models.public_keys import public_names
 from intern_vision.models.vision import VisionModel
 from intern_vision.stages import import_weights
 from intern_vision.stages.base import Inputs, fetch, read_record, run_stage
@@ -40,6 +43,23 @@ def test_a_file_becomes_committed_weights_that_load(world: World, file, tmp_path
         expected = theirs.eval()(model.normalised(image_BCHW)).vector_BD
         torch.testing.assert_close(model(image_BCHW).vector_BD, expected)
     assert record.facts["num_parameters"] == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_public_metanet_becomes_committed_weights(world: World, tmp_path):
+    torch.manual_seed(0)
+    net = MetaNet(TOY_SA)
+    public = {name: net.state_dict()[own] for own, name in public_names(TOY_SA).items()}
+    path = tmp_path / "metanet.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in public.items()}, path)
+    ref = run_stage("import_weights", config(path, backbone=None, architecture="toy_sa"), Inputs())
+    model = VisionModel.load(fetch(open_store(world.store_root), ref, tmp_path / "fetched"))
+    image_BCHW = torch.randint(0, 256, (2, 3, SIZE_PX, SIZE_PX), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model.eval()(image_BCHW).vector_BD, net.eval()(model.normalised(image_BCHW)).vector_BD
+        )
+    with pytest.raises(CheckpointError, match=r"of another architecture|missing"):
+        run_stage("import_weights", config(path, backbone=None, genotype=TOY_XCA), Inputs())
 
 
 def test_its_weights_train_under_a_head(world: World, file, tmp_path):
@@ -82,7 +102,7 @@ def test_a_file_of_another_architecture_is_refused(world: World, file):
 
 def test_the_architecture_is_said_once(file):
     for changes in ({"backbone": None}, {"architecture": "resnet18"}):
-        with pytest.raises(ValueError, match="give architecture or backbone, not both"):
+        with pytest.raises(ValueError, match="give one of architecture, backbone and genotype"):
             config(file, **changes)
-    with pytest.raises(ValueError, match="architecture must be one of resnet18"):
+    with pytest.raises(ValueError, match="architecture must be one of resnet18, .*mn_b15"):
         config(file, backbone=None, architecture="resnet19")
