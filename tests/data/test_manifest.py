@@ -1,7 +1,9 @@
 import subprocess
 import sys
+from dataclasses import asdict
 
-from intern_vision.data.manifest import COLUMNS, ManifestRow, read_manifest, write_manifest
+from intern_vision.data.manifest import COLUMNS, ManifestBox, ManifestRow, read_manifest, write_frame, write_manifest
+from intern_vision.data.tables import iter_rows
 
 
 def test_round_trip_keeps_rows_nulls_and_order(tmp_path):
@@ -27,6 +29,20 @@ def test_daft_query_runs_on_the_manifest(tmp_path):
     write_manifest([ManifestRow(key=f"k{index}", uri="u", num_bytes=index) for index in range(100)], path)
     table = read_manifest(path)
     assert table.where(table["num_bytes"] >= 90).count_rows() == 10
+
+
+def test_a_query_is_written_in_the_order_of_keys(tmp_path):
+    path, target = tmp_path / "manifest.parquet", tmp_path / "half.parquet"
+    boxes = (ManifestBox(label="cat", x0=0.5, y0=1, x1=2, y1=3, ignored=True),)
+    rows = [
+        ManifestRow(key=f"k{index}", uri="u", num_bytes=index, boxes=boxes, labels=("a", "b")) for index in range(9)
+    ]
+    write_manifest(rows[::-1], path)
+    table = read_manifest(path)
+    assert write_frame(table.where(table["num_bytes"] >= 5), target) == 4
+    write_manifest(rows[5:], path)
+    assert target.read_bytes() == path.read_bytes()
+    assert next(iter_rows(target, ["boxes"]))["boxes"] == [asdict(boxes[0])]
 
 
 def test_no_rows_still_give_a_table(tmp_path):

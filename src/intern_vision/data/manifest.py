@@ -215,21 +215,14 @@ def write_frame(frame: "daft.DataFrame", path: Path) -> int:
     Returns:
         Number of rows.
     """
+    import pyarrow as pa
+
     with manifest_writer(path) as writer:
-        for partition in frame.select(*COLUMNS).sort("key").iter_partitions():
-            # A partition is of the engine: at hand with the native one, a reference to fetch with Ray.
-            writer.add_table(_local(partition).to_arrow())
+        for batch in frame.select(*COLUMNS).sort("key").to_arrow_iter():
+            writer.add_table(pa.Table.from_batches([batch]))
         return writer.num_rows
 
 
 def read_manifest(path: Path) -> "daft.DataFrame":
     """The manifest as a lazy Daft table."""
     return use_daft().read_parquet(str(path))
-
-
-def _local(partition: Any) -> Any:
-    if hasattr(partition, "to_arrow"):
-        return partition
-    import ray
-
-    return ray.get(partition)
