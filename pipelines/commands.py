@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands
+from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands, data_run_commands
 from intern_vision.console import reporting_errors, show
-from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.data_commands import data_app
+from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir, Where
 
 Preset = Annotated[str, typer.Option("--preset", help="smoke, nano or small.")]
 Override = Annotated[str, typer.Option("--override", help="JSON object of changes to the preset.")]
@@ -28,12 +29,14 @@ def register(app: typer.Typer) -> None:
     app.command(name="compile")(compile_)
     benchmark_commands.register(app)
     cluster_commands.register(app)
+    data_run_commands.register(data_app)
 
 
 def run(
     preset: Preset = "nano",
     override: Override = "",
     name: Annotated[str, typer.Option("--name", help="Name of the run; the preset's where empty.")] = "",
+    where: Where = "process",
     num_ranks: Ranks = DEFAULT_RANKS,
     resume: Resume = True,
     keep: Keep = False,
@@ -59,6 +62,7 @@ def run(
             resume=resume,
             keep=keep,
             quiet=as_json,
+            where=where,
         )
         value, lines = _summary(local_run, keep)
         show(value, lines, as_json)
@@ -87,7 +91,10 @@ def _summary(local_run: Any, keep: bool) -> tuple[dict[str, Any], list[str]]:
     state = "" if str(local_run.state_dir) == str(DEFAULT_STATE) else f" --state-dir {local_run.state_dir}"
     lines = [printable(text), "", f"report     {report}"]
     lines.append(f"models     {', '.join(names) or 'none registered'}")
-    lines.append(f"MLflow     {local_run.servers.mlflow_uri if keep else f'intern up{state} shows its address'}")
+    up = f"intern up{' --where docker' if local_run.where == 'docker' else ''}{state}"
+    lines.append(f"MLflow     {local_run.servers.mlflow_uri if keep else f'{up} shows its address'}")
+    if names and local_run.where == "docker" and not keep:
+        lines.append(f"servers    {up} first: what this run made lies in theirs")
     if names:
         lines.append(f"next       intern predict {names[-1]} PICTURE.jpg{state}")
         lines.append(f"           intern lineage {names[0]}{state}")

@@ -6,6 +6,7 @@ and because a whole process group can be stopped.
 
 import importlib
 import json
+import os
 import signal
 import sys
 import warnings
@@ -35,14 +36,29 @@ def main(name: str, arguments: str, root: str) -> int:
         arguments: the pipeline's parameters as a JSON object.
         root: folder for the steps' small output files.
     """
-    # Steps of this process group get the signal too and end by themselves; this process outlives them to say so.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    in_docker = os.environ.get("INTERN_WHERE") == "docker"
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        if in_docker:
+            from intern_pipelines import docker_runner
+
+            docker_runner.ask_to_stop(os.environ["INTERN_RUN_DIR"])
+
+    # Steps of this process group get the signal too and end by themselves, containers are told; this process outlives
+    # them to say so.
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     from kfp import local
 
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
+    if in_docker:
+        from intern_pipelines.docker_runner import make_runner
+
+        runner = make_runner()
+    else:
+        runner = local.SubprocessRunner(use_venv=False)
+    local.init(runner=runner, pipeline_root=root, raise_on_error=True)
     try:
         load_pipeline(name)(**json.loads(arguments))
     except RuntimeError as error:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intern_vision import errors, services, track
+from intern_pipelines import docker_runner
+from intern_vision import containers, errors, services, track
 from intern_vision.config import changed_fields
 from intern_vision.console import StageProgress
 from intern_vision.errors import ConfigError, InternError, RetryableError
@@ -26,7 +27,11 @@ from intern_vision.steps import STOP_FILE
 from intern_vision.store import join_uri, open_store
 from intern_vision.train.launch import die_with_parent
 
-RESULT_FILES = {"report": ("report.html", "table.json", "table.txt"), "export": ("registered.json",)}
+RESULT_FILES = {
+    "report": ("report.html", "table.json", "table.txt"),
+    "export": ("registered.json",),
+    "data_report": ("report.html", "summary.json"),
+}
 KFP_FOLDER = "kfp"
 STOP_AFTER_S = 60.0
 POLL_S = 0.2
@@ -43,6 +48,7 @@ class LocalRun:
         identity: plain values that a resumed run must agree with (the resolved config).
         state_dir: folder for everything local.
         num_ranks: processes of a training stage.
+        where: ``process`` runs steps and servers as processes, ``docker`` both in containers.
     """
 
     name: str
@@ -51,6 +57,7 @@ class LocalRun:
     identity: dict[str, Any]
     state_dir: Path
     num_ranks: int
+    where: str = "process"
     servers: services.Services | None = field(default=None, init=False)
 
     @property
@@ -79,7 +86,9 @@ class LocalRun:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._check_config(resume)
-            with services.running(self.state_dir, keep=keep) as running:
+            self._check_image()
+            servers = containers.running if self.where == "docker" else services.running
+            with servers(self.state_dir, keep=keep) as running:
                 self.servers = running
                 os.environ.update(running.environment())
                 track.replay(self.state_dir / "spool")
@@ -90,6 +99,13 @@ class LocalRun:
                     with self._temporary_folder() as temporary:
                         self._follow(self._spawn(tracker.run_id or "", temporary), on_event)
                 self._copy_results()
+
+    def _check_image(self) -> None:
+        """Says before anything is started where the steps' image is missing."""
+        if self.where == "docker":
+            from intern_components.base import IMAGE  # with kfp, which takes a second
+
+            containers.check_image(containers.connect(), IMAGE)
 
     def ref(self, step: str) -> Ref:
         """The result of a step, by the step's name; ConfigError where the run has none."""
@@ -162,6 +178,7 @@ class LocalRun:
             "INTERN_OWNER_PID": str(os.getpid()),
             "INTERN_NUM_RANKS": str(self.num_ranks),
             "INTERN_PARENT_RUN_ID": parent_run_id,
+            "INTERN_WHERE": self.where,
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": str(temporary.absolute()),
         }
@@ -201,6 +218,8 @@ class LocalRun:
         finally:
             _signal_group(process, signal.SIGKILL)
             process.wait()
+            if self.where == "docker":
+                docker_runner.remove_steps(self.run_dir)
             for number, handler in old.items():
                 signal.signal(number, handler)
         for event in events.read():
@@ -239,6 +258,7 @@ def run_pipeline(
     resume: bool,
     keep: bool,
     quiet: bool,
+    where: str = "process",
 ) -> LocalRun:
     """Runs a pipeline to its end with its progress on the terminal; see ``LocalRun`` for all but the last.
 
@@ -252,9 +272,16 @@ def run_pipeline(
         resume: False takes a changed config as a new run.
         keep: leave the embedded servers running.
         quiet: without progress lines.
+        where: ``process`` or ``docker``.
     """
     run = LocalRun(
-        name=name, pipeline=pipeline, arguments=arguments, identity=identity, state_dir=state_dir, num_ranks=num_ranks
+        name=name,
+        pipeline=pipeline,
+        arguments=arguments,
+        identity=identity,
+        state_dir=state_dir,
+        num_ranks=num_ranks,
+        where=where,
     )
     with StageProgress(quiet=quiet) as progress:
         run.execute(progress, resume=resume, keep=keep)

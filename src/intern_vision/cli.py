@@ -11,7 +11,7 @@ import typer
 from intern_vision import __version__
 from intern_vision.console import reporting_errors, show, show_checks
 from intern_vision.data_commands import data_app
-from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir, Where
 
 app = typer.Typer(
     name="intern",
@@ -31,24 +31,29 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def up(state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False) -> None:
+def up(
+    where: Where = "process", state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Start the embedded object store and MLflow server and leave them running."""
-    from intern_vision import services
+    from intern_vision import containers, services
 
     with reporting_errors(debug, as_json):
-        started = services.up(state_dir, keep=True)
+        started = containers.up(state_dir) if where == "docker" else services.up(state_dir, keep=True)
         addresses = {"s3": started.s3_endpoint, "store": started.store_uri, "mlflow": started.mlflow_uri}
         lines = [f"{name:7} {address}" for name, address in addresses.items()]
-        show(addresses, [*lines, f"stop them with: intern down --state-dir {state_dir}"], as_json)
+        how = f"intern down{' --where docker' if where == 'docker' else ''} --state-dir {state_dir}"
+        show(addresses, [*lines, f"stop them with: {how}"], as_json)
 
 
 @app.command()
-def down(state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False) -> None:
+def down(
+    where: Where = "process", state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Stop the embedded servers; their data stays."""
-    from intern_vision import services
+    from intern_vision import containers, services
 
     with reporting_errors(debug, as_json):
-        stopped = services.down(state_dir)
+        stopped = containers.down(state_dir) if where == "docker" else services.down(state_dir)
         show({"stopped": stopped}, ["stopped" if stopped else "nothing was running"], as_json)
 
 

@@ -5,17 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intern_vision import (
+    annotate_commands,
+    data_report_commands,
+    dedup_commands,
+    filter_commands,
+    ingest_commands,
+    shard_commands,
+)
 from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError, DataError
-from intern_vision.options import AsJson, Debug
+from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 
 if TYPE_CHECKING:
     from intern_vision.data.labels.concept import LabelSystem
-    from intern_vision.data.labels.merge import Merged
-    from intern_vision.data.labels.output import LocalInputs
 
 DEFAULT_OUT = Path("labels")
-APPLY = "apply"
 MAX_SHOWN = 12
 """Children and datasets listed of a concept; the rest is counted."""
 
@@ -28,14 +33,16 @@ def label(
         list[str],
         typer.Argument(
             help="Shipped class lists and files (a class name a line, or JSON), in the order they are merged in; "
-            "or the word apply and an edited review.csv.",
+            "a file with a manifest's Ref, whose rows get their concepts; or the word apply and an edited review.csv.",
             metavar="VOCABULARY...",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Folder for labels.json, review.csv and the other files; labels, or that of the review.csv."
+            "--out",
+            help="Folder for labels.json, review.csv and the other files; labels, or that of the review.csv. "
+            "Of a manifest: file for the new one's Ref.",
         ),
     ] = None,
     taxonomy: Annotated[
@@ -47,39 +54,57 @@ def label(
     ] = "",
     amateur: Annotated[
         Path | None,
-        typer.Option("--amateur", help="Folder of an amateur, whose text tower proposes matches.", file_okay=False),
+        typer.Option(
+            "--amateur", help="Folder of an amateur (for a manifest, file with its Ref), whose text tower helps."
+        ),
     ] = None,
+    review: Annotated[
+        Path | None, typer.Option("--review", help="Edited review.csv of an earlier labelling of the same manifest.")
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Merge class lists of datasets into one label system; apply takes the decisions of an edited review.csv over."""
     with reporting_errors(debug, as_json):
-        from intern_vision.data.labels.embedding import amateur_embedding
-        from intern_vision.data.labels.output import write_labels
+        from intern_vision.label_commands import label_lists, label_manifest, manifest_ref
 
-        if vocabularies[0] == APPLY:
-            if len(vocabularies) != 2 or taxonomy or amateur:
-                given = " ".join(vocabularies[1:]) or "none"
-                raise ConfigError(f"{APPLY}: expected one review.csv and no option but --out, got {given}")
-            review = Path(vocabularies[1])
-            inputs, out = _reviewed(review), out or review.parent
-        else:
-            inputs, out = _named(vocabularies, taxonomy, amateur), out or DEFAULT_OUT
-        embed = amateur_embedding(Path(inputs.amateur)) if inputs.amateur else None
-        out.mkdir(parents=True, exist_ok=True)
-        _show_merged(write_labels(inputs, out, embed=embed), out, as_json)
+        manifests = [path for path in map(manifest_ref, vocabularies) if path]
+        if len(manifests) > 1:
+            raise ConfigError(f"label: expected one manifest, got {', '.join(map(str, manifests))}; ingest into one")
+        if review and not manifests:
+            raise ConfigError(f"--review: goes with a manifest; without one, the words are apply {review}")
+        if not manifests:
+            label_lists(vocabularies, out, taxonomy=taxonomy, amateur=amateur, as_json=as_json)
+            return
+        names = [name for name in vocabularies if Path(name) != manifests[0]]
+        settings = {"taxonomy": taxonomy, "amateur": amateur, "review": review, "state_dir": state_dir}
+        label_manifest(manifests[0], names, out, **settings, as_json=as_json)
 
 
 @data_app.command(name="show")
 def show_concept(
-    concept: Annotated[str, typer.Argument(help="Id of a concept, or one of its names.")],
+    concept: Annotated[
+        str, typer.Argument(help="Id of a concept or one of its names; or a file with the Ref of a manifest.")
+    ],
+    key: Annotated[str, typer.Argument(help="Key of the manifest's row to show whole; empty for some rows.")] = "",
     labels: Annotated[
         Path, typer.Option("--labels", help="A labels.json, or the folder that intern data label wrote.")
     ] = DEFAULT_OUT,
+    status: Annotated[str, typer.Option("--status", help="Only rows that are ok, removed or quarantined.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Only rows of this source.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Only rows taken out for this kind of reason.")] = "",
+    num_rows: Annotated[int, typer.Option("--num-rows", min=1, help="Rows shown at most.")] = 20,
+    state_dir: StateDir = DEFAULT_STATE,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show a concept: its names, what it is, what is below it and which datasets have it."""
+    """Show a concept (its names, what is above and below it, which datasets have it), or rows of a manifest."""
+    if Path(concept).is_file():
+        with reporting_errors(debug, as_json):
+            conditions = {"status": status, "source": source, "reason": reason}
+            data_report_commands.show_rows(Path(concept), key, conditions, num_rows, as_json)
+        return
     with reporting_errors(debug, as_json):
         from intern_vision.data.labels.output import LABELS_FILE
         from intern_vision.data.labels.public import read_label_system
@@ -92,47 +117,6 @@ def show_concept(
         facts = [_facts(system, id) for id in ids]
         lines = [line for fact in facts for line in _concept_lines(fact)]
         show({"concepts": facts}, lines, as_json)
-
-
-def _named(vocabularies: list[str], taxonomy: str, amateur: Path | None) -> "LocalInputs":
-    from intern_vision.data.labels.output import LocalInputs
-    from intern_vision.data.labels.vocabulary import read_vocabulary
-
-    return LocalInputs(
-        vocabularies=tuple(map(read_vocabulary, vocabularies)),
-        taxonomy=str(Path(taxonomy).absolute()) if taxonomy else "",
-        amateur=str(amateur.absolute()) if amateur else "",
-    )
-
-
-def _reviewed(review: Path) -> "LocalInputs":
-    from intern_vision.data.labels.output import INPUTS_FILE, LocalInputs
-
-    path = review.parent / INPUTS_FILE
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {APPLY} needs it beside the review.csv, as intern data label wrote it")
-    return LocalInputs.from_json(path.read_text(encoding="utf-8"), at=str(path)).with_review(review)
-
-
-def _show_merged(merged: "Merged", out: Path, as_json: bool) -> None:
-    from intern_vision.data.labels.output import REVIEW_FILE, TREE_FILE, summary_lines
-    from intern_vision.data.labels.tree import merge_rows
-
-    num_uncertain = sum(mapping.is_uncertain for mapping in merged.mappings)
-    value = {
-        "out": str(out),
-        "num_concepts": len(merged.system),
-        "num_classes": len(merged.mappings),
-        "num_uncertain": num_uncertain,
-        "vocabularies": merge_rows(merged),
-    }
-    lines = [*summary_lines(merged), "", f"{len(merged.mappings)} classes, {len(merged.system)} concepts"]
-    lines.append(f"tree       {out / TREE_FILE}")
-    if num_uncertain:
-        review = out / REVIEW_FILE
-        lines.append(f"review     {review}: {num_uncertain} to decide (same, new or a concept's id)")
-        lines.append(f"next       intern data label apply {review}")
-    show(value, lines, as_json)
 
 
 def _facts(system: "LabelSystem", id: str) -> dict[str, Any]:
@@ -168,3 +152,11 @@ def _some(names: Any) -> str:
     names = list(names)
     more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
     return ", ".join(names[:MAX_SHOWN]) + more if names else "none"
+
+
+annotate_commands.register(data_app)
+data_report_commands.register(data_app)
+ingest_commands.register(data_app)
+filter_commands.register(data_app)
+shard_commands.register(data_app)
+dedup_commands.register(data_app)

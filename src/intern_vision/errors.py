@@ -31,6 +31,10 @@ class MissingObjectError(DataError):
     """No object lies at the address asked for."""
 
 
+class NoAnswerError(DataError):
+    """A web address did not answer, or with a fault of its server: another try may succeed."""
+
+
 class AccessError(InternError):
     """Credentials are missing or refused."""
 

@@ -11,6 +11,7 @@ from intern_vision.stages.base import Record, read_record
 from intern_vision.store import Store
 
 _FILLS = {
+    "manifest": "#e0f2fe",
     "dataset": "#dbeafe",
     "genotype": "#ede9fe",
     "weights": "#dcfce7",

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from intern_vision.config import Config
-from intern_vision.errors import ConfigError, DataError
+from intern_vision.errors import ConfigError, DataError, NoAnswerError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 ALLOW_VARIABLE = "INTERN_SERVE_ALLOW"
@@ -35,6 +35,8 @@ SERVED_DEFAULT = "urls"
 _MAX_PATH_CHARS = 1024
 _MAX_SHOWN_CHARS = 60
 _REDIRECTS = (301, 302, 303, 307, 308)
+# Request timeout and too many requests.
+_PASSING = (408, 429)
 _CHUNK_BYTES = 2**16
 # IPv6 addresses that stand for an IPv4 address, public or not (RFC 6052, RFC 3056).
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/16"))
@@ -153,7 +155,7 @@ def _read(text: str, sources: Sources) -> tuple[bytes, str]:
             raise DataError(f"{_shown(text)}: expected an http://, https:// or s3:// address")
         if not kinds[scheme]:
             raise DataError(f"{_shown(text)}: {scheme}:// is not read here; send the picture's bytes as base64 text")
-        return _read_s3(text, sources) if scheme == "s3" else _download(text, sources), _shown(text)
+        return _read_s3(text, sources) if scheme == "s3" else download(text, sources), _shown(text)
     if len(text) < _MAX_PATH_CHARS and not text.startswith("data:") and sources.files and Path(text).is_file():
         with open(text, "rb") as file:
             return _checked_size(file.read(sources.max_bytes + 1), text, sources), text
@@ -210,7 +212,17 @@ def _check_pixels(width: int, height: int, sources: Sources) -> None:
         raise DataError(f"{width} x {height} pixels are more than {sources.max_pixels}; send a smaller picture")
 
 
-def _download(url: str, sources: Sources) -> bytes:
+def download(url: str, sources: Sources) -> bytes:
+    """What an ``http(s)://`` address answers.
+
+    Args:
+        url: the address.
+        sources: limits on size, time and redirects, and whether private hosts may be asked.
+
+    Raises:
+        NoAnswerError: another try may succeed.
+        DataError: it cannot: a wrong or refused address, no such page, too many redirects, too large.
+    """
     deadline_s = time.monotonic() + sources.timeout_s
     for _ in range(sources.max_redirects + 1):
         found = _get(url, sources, deadline_s)
@@ -253,7 +265,8 @@ def _body(response: http.client.HTTPResponse, url: str, sources: Sources, deadli
     if response.status in _REDIRECTS and location:
         return urljoin(url, location)
     if response.status != 200:
-        raise DataError(f"{_shown(url)}: answered {response.status} {response.reason}; expected a picture")
+        fault = NoAnswerError if response.status in _PASSING or response.status >= 500 else DataError
+        raise fault(f"{_shown(url)}: answered {response.status} {response.reason}; expected a picture")
     data = bytearray()
     while chunk := response.read1(_CHUNK_BYTES):
         data += chunk
@@ -261,7 +274,7 @@ def _body(response: http.client.HTTPResponse, url: str, sources: Sources, deadli
     if time.monotonic() >= deadline_s:
         raise TimeoutError
     if response.length:
-        raise DataError(f"{_shown(url)}: ended {response.length} bytes early; try again")
+        raise NoAnswerError(f"{_shown(url)}: ended {response.length} bytes early; try again")
     return bytes(data)
 
 
@@ -313,9 +326,9 @@ def _network_faults(url: str, sources: Sources, deadline_s: float) -> Iterator[N
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, TimeoutError) or time.monotonic() >= deadline_s:
-            raise DataError(f"{_shown(url)}: no complete answer within {sources.timeout_s:g} s") from None
+            raise NoAnswerError(f"{_shown(url)}: no complete answer within {sources.timeout_s:g} s") from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise DataError(f"{_shown(url)}: cannot be reached ({reason})") from None
+        raise NoAnswerError(f"{_shown(url)}: cannot be reached ({reason})") from None
 
 
 def _shown(name: str) -> str:

@@ -214,10 +214,14 @@ def s3_is_ready(access: S3Access, master_port: int) -> bool:
     The port opens before the bucket exists, and after a restart the master may learn of the volumes
     only seconds later, until when no object written before can be read.
     """
+    healthy = http_status(f"{access.endpoint}/healthz") == 200
+    return healthy and _volumes_are_known(master_port) and takes_objects(access)
+
+
+def takes_objects(access: S3Access) -> bool:
+    """Whether the bucket takes an object."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    if http_status(f"{access.endpoint}/healthz") != 200 or not _volumes_are_known(master_port):
-        return False
     try:
         access.client().put_object(Bucket=BUCKET, Key="_ready", Body=b"")
         access.client().delete_object(Bucket=BUCKET, Key="_ready")

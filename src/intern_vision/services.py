@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intern_vision.address import split_uri
-from intern_vision.errors import ConfigError, RetryableError
+from intern_vision.errors import ConfigError, InternError, RetryableError
 from intern_vision.s3 import S3Access, configured_endpoint, ensure_bucket
 from intern_vision.servers import (
     BUCKET,
@@ -195,6 +195,8 @@ def doctor(state_dir: Path) -> "list[Check]":
 
 
 def _up(state_dir: Path, keep: bool, with_mlflow: bool) -> tuple[Services, bool]:
+    if (in_containers := _in_containers(state_dir)) and not configured_endpoint():
+        return in_containers, False
     wanted = [] if configured_endpoint() else ["seaweedfs"]
     if with_mlflow and not os.environ.get("MLFLOW_TRACKING_URI"):
         wanted.append("mlflow")
@@ -222,6 +224,17 @@ def _up(state_dir: Path, keep: bool, with_mlflow: bool) -> tuple[Services, bool]
         except BaseException:
             _stop(state_dir, record)
             raise
+
+
+def _in_containers(state_dir: Path) -> Services | None:
+    """The servers of this folder that ``up --where docker`` left running, or None."""
+    from intern_vision import containers
+
+    if not containers.settings_path(state_dir).exists():
+        return None
+    with suppress(InternError):  # without Docker none of them runs
+        return containers.services_of(state_dir) if containers.is_up(state_dir) else None
+    return None
 
 
 def _check_reusable(state_dir: Path, record: Record, wanted: list[str]) -> None:

@@ -39,17 +39,24 @@ def run_to_ref(
         ConfigError: a file with a Ref does not exist or holds none.
         InternError: whatever the stage raises.
     """
-    from intern_vision.stages.base import Inputs, read_refs, run_stage
+    from intern_vision.stages.base import Inputs, run_stage
 
     os.environ["INTERN_STATE"] = str(state_dir)
     found: dict[str, tuple[Any, ...]] = {}
     for input_name, paths in inputs.items():
         for path in paths:
-            if not path.is_file():
-                raise ConfigError(f"{input_name}: {path} is no file; give the one that --out of an earlier step wrote")
-            found[input_name] = (*found.get(input_name, ()), *read_refs(path))
+            found[input_name] = (*found.get(input_name, ()), *read_ref_file(path, input_name))
     with StageProgress(quiet=quiet) as progress, listening(progress):
         ref = run_stage(stage, config, Inputs(found), name=name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(ref.to_json() + "\n", encoding="utf-8")
     return ref
+
+
+def read_ref_file(path: Path, at: str) -> tuple[Ref, ...]:
+    """The Refs of a file that a command was given as ``at``; ConfigError where there is none."""
+    from intern_vision.stages.base import read_refs
+
+    if not path.is_file():
+        raise ConfigError(f"{at}: {path} is no file; give the one that --out of an earlier step wrote")
+    return read_refs(path)

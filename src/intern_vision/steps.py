@@ -299,14 +299,15 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def write_ref(ref: Ref, output: str, name: str) -> None:
-    """Writes a Ref to a step's output file and, under the step's name, into the folder of a local run."""
+def write_ref(ref: Ref | Sequence[Ref], output: str, name: str) -> None:
+    """Writes a Ref, or several, to a step's output file and, under the step's name, into the folder of a local run."""
+    text = ref.to_json() if isinstance(ref, Ref) else json.dumps([each.to_dict() for each in ref])
     targets = [Path(output)]
     if run_dir := os.environ.get("INTERN_RUN_DIR"):
         targets.append(Path(run_dir) / "refs" / f"{name}.json")
     for path in targets:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(ref.to_json())
+        path.write_text(text)
 
 
 def write_json(rows: Sequence[Any], output: str) -> None:

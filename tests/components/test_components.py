@@ -50,7 +50,7 @@ def test_body_only_imports_steps_and_calls(name):
     source = inspect.getsource(load(name).python_func)
     body = source.split('"""')[2].strip().splitlines()
     imports = [line.strip() for line in body if "import " in line]
-    assert len(imports) == 1 and re.match(r"from intern_vision\.(benchmark_)?steps import ", imports[0])
+    assert len(imports) == 1 and re.match(r"from intern_vision\.(benchmark_|data_)?steps import ", imports[0])
     # Names of the module itself do not exist in the step's own process.
     module = importlib.import_module(f"intern_components.{name}")
     own = {key for key in vars(module) if not key.startswith("_")} - {name} - set(dir(dsl))
@@ -61,14 +61,20 @@ def test_body_only_imports_steps_and_calls(name):
 def test_components_are_those_that_the_pipelines_need():
     assert NAMES == [
         "adapt",
+        "annotate",
         "benchmark_arms",
         "benchmark_dataset",
         "benchmark_report",
         "benchmark_sets",
         "choices",
+        "data_report",
+        "dedup",
         "export",
+        "filter",
         "find",
         "gather",
+        "ingest",
+        "label",
         "prepare",
         "promote",
         "report",
@@ -76,5 +82,6 @@ def test_components_are_those_that_the_pipelines_need():
         "search_round",
         "search_trial",
         "select",
+        "shard",
         "train",
     ]

@@ -7,9 +7,9 @@ import pytest
 import webdataset
 
 from intern_vision.data.codec import decode_image, decode_map, encode_depth, encode_jpeg, encode_png
-from intern_vision.data.manifest import Quarantined, read_manifest
+from intern_vision.data.manifest import Quarantined, SourceInfo, read_manifest
 from intern_vision.data.sample import Sample
-from intern_vision.data.shard import DatasetInfo, write_dataset
+from intern_vision.data.shard import DatasetInfo, FinishedShard, write_dataset
 from intern_vision.errors import DataError
 from intern_vision.store import file_sha256
 from intern_vision.task import Task
@@ -124,12 +124,12 @@ def test_shards_are_handed_on_while_samples_still_come(tmp_path):
 
     produced = []
 
-    def take(path):
-        seen.append(path.name)
-        path.unlink()
+    def take(done):
+        seen.append(done.shard.path)
+        (tmp_path / done.shard.path).unlink()
 
     info = write_dataset(samples(), INFO, tmp_path, max_shard_bytes=20_000, on_shard=take)
-    assert seen == [shard.path.removeprefix("shards/") for shard in info.shards]
+    assert seen == [shard.path for shard in info.shards]
     assert produced[-1] >= len(info.shards) - 2
     assert not list((tmp_path / "shards").iterdir())
 
@@ -240,3 +240,42 @@ def test_attributes_that_do_not_fit_their_boxes_are_quarantined(tmp_path):
     assert reasons["short"] == "box_attributes: difficult: expected 2 values, one a box, got shape (1,)"
     assert reasons["odd"].startswith("box_attributes: unknown name 'weight'; known: difficult, ignored")
     assert reasons["alone"] == "box_attributes: given without boxes"
+
+
+def test_a_later_attempt_goes_on_after_the_finished_shards(tmp_path):
+    bad = Quarantined(key="gone", uri="file:///gone.jpg", reason="no file")
+    samples = [full_sample(0), bad, *(full_sample(index, ("train", "val")[index % 2]) for index in range(1, 12))]
+    done = []
+    whole = write_dataset(
+        samples, INFO, tmp_path / "a", max_shard_bytes=24_000, on_shard=done.append, max_quarantined_share=0.1
+    )
+    kept = [FinishedShard.from_json(each.to_json()) for each in done[:2]]
+    num_read = sum(len(each.manifest) for each in kept)
+    later = []
+    resumed = write_dataset(
+        samples[num_read:],
+        INFO,
+        tmp_path / "b",
+        max_shard_bytes=24_000,
+        on_shard=later.append,
+        finished=kept,
+        max_quarantined_share=0.1,
+    )
+    assert resumed == whole and len(whole.shards) > 3
+    assert [each.shard for each in later] == list(whole.shards[2:])
+    names = sorted(path.name for path in (tmp_path / "b" / "shards").iterdir())
+    assert names == [shard.path.removeprefix("shards/") for shard in whole.shards[2:]]
+    for name in ("dataset.json", "index.parquet", "manifest.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_samples_of_several_sources_carry_their_licences(tmp_path):
+    sources = (
+        SourceInfo(name="a", uri="file:///a", licence="CC0"),
+        SourceInfo(name="b", uri="file:///b", licence="MIT"),
+    )
+    samples = [full_sample(0), full_sample(1), full_sample(2)]
+    samples[0].source, samples[1].source = 1, 0
+    write_dataset(samples, INFO.model_copy(update={"sources": sources}), tmp_path)
+    rows = read_manifest(tmp_path / "manifest.parquet").to_pylist()
+    assert [(row["source"], row["licence"]) for row in rows] == [("b", "MIT"), ("a", "CC0"), ("made", "CC0-1.0")]

@@ -3,11 +3,13 @@ import uuid
 
 import pytest
 from helpers import commit_folder, save_backbone
+from made_manifests import commit_rows, image_row, picture
 
 from intern_vision.bench.scores import ProtocolScore, Scores
+from intern_vision.data.manifest import SourceInfo
 from intern_vision.errors import ConfigError
 from intern_vision.registry import find_model
-from intern_vision.stages import export
+from intern_vision.stages import export, shard
 from intern_vision.stages.base import COMMIT_MARKER, Inputs, read_record, run_stage
 from intern_vision.store import join_uri, open_store
 
@@ -65,6 +67,7 @@ def test_a_registered_version_holds_its_scores_parents_and_card(world, adapted, 
     assert "- `depth` (depth): metres, at most " in card and " labels: " in card
     assert "| @10+ft | 6 | 25.0 % | top1 0.75 |" in card
     assert f"intern serve {row['name']}" in card
+    assert "## Images it learned from\n\n- `flower`: Apache-2.0, from intern_vision.data.world\n" in card
 
 
 def test_an_alias_that_only_promotion_gives_is_refused(world, adapted, services, monkeypatch):
@@ -72,3 +75,35 @@ def test_an_alias_that_only_promotion_gives_is_refused(world, adapted, services,
     model, scores = adapted
     with pytest.raises(ConfigError, match="champion is given by `intern promote` alone"):
         run_stage("export", export.Config(alias="champion"), Inputs(adapted=(model,), scores=(scores,)))
+
+
+def test_a_card_names_the_licence_of_every_source_however_far_back(world, adapted, tmp_path):
+    sources = [
+        SourceInfo(name=name, uri=f"s3://raw/{name}", licence=licence)
+        for name, licence in (("photos", "CC BY 4.0"), ("web", "MIT"))
+    ]
+    rows = [
+        image_row(tmp_path / "raw", f"{name}-{index}", picture(index), source=name)
+        for name in ("photos", "web")
+        for index in range(4)
+    ]
+    manifest = commit_rows(world.store_root, tmp_path / "m", rows, sources)
+    data = run_stage("shard", shard.Config(), Inputs(manifest=(manifest,)))
+    # An amateur of these images, and a model adapted from it to others.
+    amateur = with_inputs(save_backbone(world, tmp_path / "amateur", seed=2), data=data)
+    model = with_inputs(
+        save_backbone(world, tmp_path / "model", heads=("depth",), seed=3), model=amateur, data=world.flower
+    )
+    store = open_store(world.store_root)
+    lines = export.data_lines(store, model.uri)
+    assert lines == [
+        "`flower`: Apache-2.0, from intern_vision.data.world",
+        "`photos`: CC BY 4.0, from s3://raw/photos",
+        "`web`: MIT, from s3://raw/web",
+    ]
+    card = export.model_card("intern-flower", model, read_record(store, model.uri), lines, None, {})
+    assert "- `photos`: CC BY 4.0, from s3://raw/photos\n- `web`: MIT, from s3://raw/web\n" in card
+    store.delete(data.uri)
+    assert export.data_lines(store, model.uri)[1:] == [
+        f"`{data.uri}`: no longer on the store, whatever its licence was"
+    ]

@@ -77,20 +77,22 @@ def draw_samples(samples: Sequence[Sample], tasks: Mapping[Family, Task]) -> byt
     Raises:
         DataError: there is no sample.
     """
-    cards = []
-    for sample in samples:
-        image = sample.image
-        panels = []
-        if sample.boxes is not None and len(sample.boxes) and sample.box_labels is not None:
-            panels.append(_boxes_panel(image, sample.boxes, sample.box_labels, None, tasks.get("detect")))
-        else:
-            panels.append(_fit(image))
-        if sample.mask is not None and (sample.mask != IGNORE_LABEL).any():
-            panels.append(_mask_panel(image, sample.mask))
-        if sample.depth is not None and (sample.depth > 0).any():
-            panels.append(_depth_panel(sample.depth, _depth_range(sample.depth)))
-        cards.append(_card(panels, _sample_text(sample, tasks)))
+    cards = [_card(sample_panels(sample, tasks), _sample_text(sample, tasks)) for sample in samples]
     return _grid_png(cards, _GRID_WIDTH_PX)
+
+
+def sample_panels(sample: Sample, tasks: Mapping[Family, Task]) -> list[Image]:
+    """The image with its boxes, its mask over it and its depth, as far as they are annotated, each a panel."""
+    image = sample.image
+    if sample.boxes is not None and len(sample.boxes) and sample.box_labels is not None:
+        panels = [_boxes_panel(image, sample.boxes, sample.box_labels, None, tasks.get("detect"))]
+    else:
+        panels = [_fit(image)]
+    if sample.mask is not None and (sample.mask != IGNORE_LABEL).any():
+        panels.append(_mask_panel(image, sample.mask))
+    if sample.depth is not None and (sample.depth > 0).any():
+        panels.append(_depth_panel(sample.depth, _depth_range(sample.depth)))
+    return panels
 
 
 def draw_predictions(

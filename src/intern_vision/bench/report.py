@@ -256,7 +256,7 @@ def _render(content: ReportContent, width_px: int, quality: int) -> str:
             format_time=format_time,
             charts=[(curve, chart) for curve in content.curves if (chart := curve_svg(curve))],
             line_class=line_class,
-            image_uri=lambda png: _image_uri(png, width_px, quality),
+            image_uri=lambda png: image_uri(png, width_px, quality),
         )
     )
 
@@ -266,7 +266,7 @@ def _candidate_families(candidates: Sequence[GeneralistCandidate]) -> list[str]:
     return [*(family for family in FAMILIES if family in known), *sorted(known - set(FAMILIES))]
 
 
-def _image_uri(png: bytes, width_px: int, quality: int) -> str:
+def image_uri(png: bytes, width_px: int, quality: int) -> str:
     """A JPEG data URI at most ``width_px`` wide: the grids are noisy photographs, which PNG keeps large."""
     import cv2
     import numpy as np

@@ -1,13 +1,15 @@
 """COCO instances: boxes of named categories."""
 
 import json
-from collections import Counter
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from intern_vision.bench.protocol import rarest_classes
 from intern_vision.data.reading import (
     LAYOUTS,
     SPLIT_FOLDERS,
@@ -19,12 +21,13 @@ from intern_vision.data.reading import (
     sample_key,
     unlisted_images,
 )
-from intern_vision.data.sample import Sample
+from intern_vision.data.sample import Sample, Split
 from intern_vision.errors import DataError
 from intern_vision.task import Task
 
 # Annotation tools round outwards; a box may reach this far beyond the image before it counts as wrong.
 _BOX_SLACK_PX = 2.0
+COCO_LISTS = ("images", "annotations", "categories")
 
 
 def read_coco(path: Path, image_dir: Path | None = None, rule: SplitRule | None = None) -> Reading:
@@ -49,7 +52,7 @@ def read_coco(path: Path, image_dir: Path | None = None, rule: SplitRule | None 
     categories: dict[int, str] = {}
     items: list[Item] = []
     for file in files:
-        document = _load_coco(file)
+        document = parse_coco(file.read_bytes(), file)
         try:
             categories |= {category["id"]: category["name"] for category in document["categories"]}
             items += _coco_items(document, file, image_dir, path.parent if path.is_file() else path)
@@ -57,10 +60,7 @@ def read_coco(path: Path, image_dir: Path | None = None, rule: SplitRule | None 
             what = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{file}: an image, annotation or category is not as COCO has it: {what}") from None
     indices = {category: index for index, category in enumerate(sorted(categories))}
-    frequency = Counter(category for item in items for category in item.annotation[2])
-
-    def rarest(item: Item) -> int | None:
-        return min(item.annotation[2], key=lambda category: (frequency[category], category), default=None)
+    strata = rarest_classes([item.annotation[2] for item in items])
 
     def annotate(sample: Sample, item: Item) -> None:
         size_px, boxes, labels = item.annotation
@@ -69,7 +69,7 @@ def read_coco(path: Path, image_dir: Path | None = None, rule: SplitRule | None 
         sample.boxes = np.array(boxes, np.float32).reshape(-1, 4)
         sample.box_labels = np.array([indices[category] for category in labels], np.int64)
 
-    items = [replace(item, stratum=rarest(item)) for item in items]
+    items = [replace(item, stratum=stratum) for item, stratum in zip(items, strata, strict=True)]
     names = tuple(categories[category] for category in sorted(categories))
     return make_reading(
         {"detect": Task(family="detect", class_names=names)},
@@ -86,20 +86,29 @@ def coco_files(folder: Path) -> list[Path]:
     return sorted((annotations if annotations.is_dir() else folder).glob("*.json"))
 
 
-def _load_coco(file: Path) -> dict[str, Any]:
+def parse_coco(data: bytes, place: object, lists: Sequence[str] = COCO_LISTS) -> dict[str, Any]:
+    """The JSON object of a COCO file.
+
+    Args:
+        data: the file's bytes.
+        place: what the message calls it.
+        lists: names of the lists that it must have.
+
+    Raises:
+        DataError: it is no such object.
+    """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if all(isinstance(document[name], list) for name in ("images", "annotations", "categories")):
+        document = json.loads(data)
+        if all(isinstance(document[name], list) for name in lists):
             return document
     except (ValueError, KeyError, TypeError):
         pass
-    raise DataError(f"{file}: expected COCO instances, a JSON object with the lists images, annotations, categories")
+    what = "instances" if lists == COCO_LISTS else "annotations"
+    raise DataError(f"{place}: expected COCO {what}, a JSON object with the lists {', '.join(lists)}")
 
 
 def _coco_items(document: dict[str, Any], file: Path, image_dir: Path | None, root: Path) -> list[Item]:
-    words = file.stem.lower().replace("-", "_").split("_")
-    # "instances_val2017" names its split with a year.
-    split = next((SPLIT_FOLDERS[name] for word in words if (name := word.rstrip("0123456789")) in SPLIT_FOLDERS), None)
+    split = named_split(file.stem)
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in document["images"]}
     labels: dict[int, list[int]] = {image["id"]: [] for image in document["images"]}
     sizes_px = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
@@ -112,7 +121,7 @@ def _coco_items(document: dict[str, Any], file: Path, image_dir: Path | None, ro
         if category not in categories:
             raise DataError(f"{place}: category_id {category} is not among the categories")
         if not annotation.get("iscrowd"):
-            boxes[image_id].append(_corners(annotation["bbox"], sizes_px[image_id], place))
+            boxes[image_id].append(corners(annotation["bbox"], sizes_px[image_id], place))
             labels[image_id].append(category)
     images_root = image_dir or _coco_image_dir(document, file, root)
     return [
@@ -126,12 +135,28 @@ def _coco_items(document: dict[str, Any], file: Path, image_dir: Path | None, ro
     ]
 
 
-def _corners(bbox: list[float], size_px: tuple[int, int], place: str) -> list[float]:
+def named_split(stem: str) -> Split | None:
+    """The split that a file's name states, as ``val`` in ``instances_val2017``; None where it states none."""
+    words = stem.lower().replace("-", "_").split("_")
+    return next((SPLIT_FOLDERS[name] for word in words if (name := word.rstrip("0123456789")) in SPLIT_FOLDERS), None)
+
+
+def corners(bbox: list[float], size_px: tuple[int, int], place: str) -> list[float]:
+    """A box ``x y width height`` as ``x0 y0 x1 y1``, clipped to its image.
+
+    Args:
+        bbox: in pixels.
+        size_px: height and width of the image.
+        place: what the message calls the box.
+
+    Raises:
+        DataError: it is empty, not finite, or reaches more than 2 px beyond the image.
+    """
     height, width = size_px
     x, y, box_width, box_height = bbox
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + box_width, width), min(y + box_height, height)
     outside_px = max(-x, -y, x + box_width - width, y + box_height - height)
-    if x1 <= x0 or y1 <= y0 or outside_px > _BOX_SLACK_PX:
+    if not all(map(math.isfinite, bbox)) or x1 <= x0 or y1 <= y0 or outside_px > _BOX_SLACK_PX:
         raise DataError(f"{place}: box {bbox} (x, y, width, height) does not fit its {width} x {height} image")
     return [x0, y0, x1, y1]
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from intern_vision.data.batch import Batch, Example, collate
 from intern_vision.data.codec import decode_image, decode_map
+from intern_vision.data.members import FIELDS, MEMBERS, fill_from_json
 from intern_vision.data.mixture import MixtureSource
 from intern_vision.data.sample import IGNORE_LABEL, Sample, Split
-from intern_vision.data.shard import FIELDS, INDEX_NAME, INFO_NAME, MEMBERS, DatasetInfo, ShardInfo, fill_from_json
+from intern_vision.data.shard import INDEX_NAME, INFO_NAME, DatasetInfo, ShardInfo
 from intern_vision.errors import ConfigError, DataError, MissingObjectError
 from intern_vision.store import Store, join_uri
 

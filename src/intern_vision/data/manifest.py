@@ -13,11 +13,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from intern_vision.config import Config
 from intern_vision.data.tables import TableWriter
+from intern_vision.errors import ConfigError
 from intern_vision.task import Task
 
 if TYPE_CHECKING:
@@ -169,10 +171,20 @@ class ManifestInfo(Config):
 
 
 def use_daft() -> Any:
-    """Imports Daft with its usage reports off and, unless one was chosen, the native runner on."""
+    """Imports Daft with its usage reports off, on the runner that ``DAFT_RUNNER`` names: ``native`` or ``ray``.
+
+    With ``ray`` its workers are those of the cluster at ``RAY_ADDRESS``, else of this machine.
+
+    Raises:
+        ConfigError: another runner, or Ray is not installed.
+    """
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("DAFT_RUNNER", "native")
+    runner = os.environ.setdefault("DAFT_RUNNER", "native")
+    if runner not in ("native", "ray"):
+        raise ConfigError(f"DAFT_RUNNER: expected native or ray, got {runner!r}")
+    if runner == "ray" and find_spec("ray") is None:
+        raise ConfigError("DAFT_RUNNER: Ray is not installed; pip install 'intern-vision[ray]', or unset the variable")
     import daft
 
     return daft

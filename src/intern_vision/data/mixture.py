@@ -19,16 +19,19 @@ MIN_BLOCKS = 1000
 MIN_GRAIN_LENGTH = 2**16
 
 
-def source_shares(num_samples: Sequence[int], temperature: float) -> list[float]:
+def source_shares(num_samples: Sequence[int], temperature: float, weights: Sequence[float] = ()) -> list[float]:
     """Share of the drawn samples that each source gets, proportional to ``n ** temperature``; they sum to 1.
 
-    1 draws every sample equally often, 0 every source; multilingual BERT's smoothing between the two.
+    1 draws every sample equally often, 0 every source; multilingual BERT's smoothing between the two. Where
+    ``weights`` are given, the shares are in their ratio instead.
     """
-    weights = [count**temperature for count in num_samples]
+    weights = weights or [count**temperature for count in num_samples]
     return [weight / sum(weights) for weight in weights]
 
 
-def block_counts(num_samples: Sequence[int], temperature: float, block_size: int) -> list[int]:
+def block_counts(
+    num_samples: Sequence[int], temperature: float, block_size: int, weights: Sequence[float] = ()
+) -> list[int]:
     """Blocks of each source in a virtual epoch: in the ratio of the shares, and enough for every sample to occur.
 
     The epoch is as long as the source with the lowest ``share / n`` needs to be seen whole once, and long
@@ -38,8 +41,9 @@ def block_counts(num_samples: Sequence[int], temperature: float, block_size: int
         num_samples: of each source, at least 1.
         temperature: see ``source_shares``.
         block_size: samples that are drawn together from one source.
+        weights: see ``source_shares``.
     """
-    shares = source_shares(num_samples, temperature)
+    shares = source_shares(num_samples, temperature, weights)
     num_drawn = max(count / share for count, share in zip(num_samples, shares, strict=True))
     num_blocks = max(num_drawn / block_size, MIN_BLOCKS)
     return [
@@ -68,7 +72,7 @@ class MixtureSource:
             config: temperature, and whether a batch comes from one source.
 
         Raises:
-            DataError: no source at all, or two of one name.
+            DataError: no source at all, two of one name, or some with a weight and some without.
         """
         names = [source.info.name for source in sources]
         twice = [name for name in names if names.count(name) > 1]
@@ -78,6 +82,10 @@ class MixtureSource:
                 "prepare them under names of their own"
             )
         self.infos: tuple[DatasetInfo, ...] = tuple(source.info for source in sources)
+        self._weights = tuple(info.weight for info in self.infos if info.weight)
+        if len(self._weights) not in (0, len(names)):
+            bare = next(info.name for info in self.infos if not info.weight)
+            raise DataError(f"data: {bare} has no weight and others have one; write it with a weight, or all without")
         self.config = config
         self._sources = tuple(sources)
         self._lacking = [set(fields) - set(source.info.fields) for source in sources]
@@ -104,7 +112,8 @@ class MixtureSource:
     def order(self, seed: int, batch_size: int) -> "MixtureOrder":
         """The order of a training; ``batch_size`` is the number of samples of a global batch."""
         block_size = batch_size if self.config.homogeneous else 1
-        return MixtureOrder(np.diff(self._starts).tolist(), self.config.temperature, block_size, seed)
+        num_samples = np.diff(self._starts).tolist()
+        return MixtureOrder(num_samples, self.config.temperature, block_size, seed, self._weights)
 
 
 class MixtureOrder:
@@ -114,10 +123,17 @@ class MixtureOrder:
     a source come in permutations of its own, so none comes twice before every other of it came once.
     """
 
-    def __init__(self, num_samples: Sequence[int], temperature: float, block_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: Sequence[int],
+        temperature: float,
+        block_size: int,
+        seed: int,
+        weights: Sequence[float] = (),
+    ) -> None:
         """As ``block_counts``; ``seed`` decides the order."""
         self._block_size = block_size
-        self._counts = block_counts(num_samples, temperature, block_size)
+        self._counts = block_counts(num_samples, temperature, block_size, weights)
         self._starts = np.cumsum([0, *num_samples]).tolist()
         self._block_starts = np.cumsum([0, *self._counts]).tolist()
         deck_seed, *seeds = np.random.SeedSequence(seed).generate_state(1 + len(num_samples)).tolist()

@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
+from typing import Any, Protocol
 
 from intern_vision.bench.protocol import validation_split
-from intern_vision.config import Config
 from intern_vision.data.codec import decode_image, exif_orientation
 from intern_vision.data.manifest import Quarantined
 from intern_vision.data.sample import Sample, Split
+from intern_vision.data.settings import SplitRule
 from intern_vision.errors import DataError
 from intern_vision.task import Task
 
@@ -36,20 +34,6 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-
-
-class SplitRule(Config):
-    """How splits that the data does not name are drawn from its training part, class by class.
-
-    Attributes:
-        val_share: share held out for validation, where no ``val`` is given.
-        test_share: share held out for the final score, where no ``test`` is given.
-        seed: which of the possible draws.
-    """
-
-    val_share: float = Field(0.1, gt=0, lt=0.5)
-    test_share: float = Field(0.2, gt=0, lt=0.5)
-    seed: int = 0
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -152,19 +136,38 @@ def make_reading(
     Raises:
         DataError: an image is listed twice.
     """
-    rule = rule or SplitRule()
     twice = next((key for key, count in Counter(item.key for item in items).items() if count > 1), None)
     if twice is not None:
         path = next(item.path for item in items if item.key == twice)
         raise DataError(f"{path}: listed twice; keep one of the entries")
-    splits = {item.key: item.split or "train" for item in items}
-    wanted: tuple[tuple[Split, float], ...] = (("test", rule.test_share), ("val", rule.val_share))
+    splits, drawn = draw_missing_splits(items, rule or SplitRule())
+    found = [replace(item, split=splits[item.key]) for item in items]
+    return Reading(tasks, len(items), found, annotate, drawn=drawn, **remarks)
+
+
+class Drawable(Protocol):
+    """What a split is drawn by: ``key``, ``split`` (``None``: to be drawn), ``stratum`` and ``twin`` as of ``Item``."""
+
+    key: str
+    split: Split | None
+    stratum: Any
+    twin: str
+
+
+def draw_missing_splits(items: Sequence[Drawable], rule: SplitRule) -> tuple[dict[str, Split], tuple[Split, ...]]:
+    """The split of each item by its key, and which splits were drawn because no item names them.
+
+    Test, then validation images are held out of the training part, stratum by stratum, by
+    ``intern_vision.bench.protocol.validation_split``; an item with a ``twin`` follows it.
+    """
+    splits: dict[str, Split] = {item.key: item.split or "train" for item in items}
+    num_train = sum(item.split in (None, "train") and not item.twin for item in items)
     drawn: list[Split] = []
+    wanted: tuple[tuple[Split, float], ...] = (("test", rule.test_share), ("val", rule.val_share))
     for split, share in wanted:
         train = [item for item in items if splits[item.key] == "train" and not item.twin]
-        if train and split not in splits.values():
+        if share and train and split not in splits.values():
             drawn.append(split)
-            num_train = sum(item.split in (None, "train") and not item.twin for item in items)
             # Both shares are of the whole training part, so the second draw asks for more of what the first left.
             share_of_rest = min(1.0, share * num_train / len(train))
             _, held_out = validation_split(
@@ -172,8 +175,7 @@ def make_reading(
             )
             splits |= dict.fromkeys(held_out, split)
             splits |= {item.key: splits[item.twin] for item in items if item.twin}
-    found = [replace(item, split=splits[item.key]) for item in items]
-    return Reading(tasks, len(items), found, annotate, drawn=tuple(drawn), **remarks)
+    return splits, tuple(drawn)
 
 
 def mark_twins(items: Sequence[Item]) -> list[Item]:
@@ -202,7 +204,11 @@ def unlisted_images(listed: Iterable[Path]) -> tuple[Path, ...]:
 
 def sample_key(path: Path, root: Path) -> str:
     """A key that a person recognises and that stays unique: the path's letters and a digest of it."""
-    relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return name_key(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix())
+
+
+def name_key(relative: str) -> str:
+    """The key of a relative path or of any other text that is unique in its dataset."""
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", relative.rsplit(".", 1)[0])[-60:]
     return f"{clean}-{hashlib.sha256(relative.encode()).hexdigest()[:10]}"
 

@@ -1,4 +1,4 @@
-"""Settings of augmentation; free of numpy, so that a pipeline step reads its config without loading it."""
+"""Settings of data; free of numpy, so that a pipeline step reads its config without loading it."""
 
 from pydantic import Field
 
@@ -59,12 +59,26 @@ class MixtureConfig(Config):
 
     Attributes:
         temperature: a dataset's share is proportional to its number of samples to this power, in [0, 1]: 1 draws every
-            sample equally often, 0 every dataset.
+            sample equally often, 0 every dataset. Datasets written with weights get shares in their ratio instead.
         homogeneous: all samples of a batch from one dataset, whose turn comes by the same shares; else mixed batches.
     """
 
     temperature: float = Field(0.5, ge=0, le=1)
     homogeneous: bool = False
+
+
+class SplitRule(Config):
+    """How splits that the data does not name are drawn from its training part, class by class.
+
+    Attributes:
+        val_share: share held out for validation, where no ``val`` is given; 0 = none.
+        test_share: share held out for the final score, where no ``test`` is given; 0 = none.
+        seed: which of the possible draws.
+    """
+
+    val_share: float = Field(0.1, ge=0, lt=0.5)
+    test_share: float = Field(0.2, ge=0, lt=0.5)
+    seed: int = 0
 
 
 MOCO_V2 = AugmentConfig(image_size_px=224, blur_probability=0.5, num_views=2)

@@ -11,20 +11,28 @@ A shard holds, a sample after the other, ``{key}.jpg`` (or ``.png``), ``{key}.js
 import hashlib
 import json
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
+from pydantic import Field
 
 from intern_vision.config import Config
-from intern_vision.data.codec import encode_depth, encode_jpeg, encode_png, image_suffix
-from intern_vision.data.manifest import MANIFEST_NAME, ManifestBox, ManifestRow, Quarantined, manifest_writer
-from intern_vision.data.sample import BOX_ATTRIBUTES, IGNORE_LABEL, Sample
+from intern_vision.data.manifest import (
+    MANIFEST_NAME,
+    ManifestBox,
+    ManifestRow,
+    Quarantined,
+    SourceInfo,
+    manifest_writer,
+)
+from intern_vision.data.members import FIELDS, MEMBERS, encode_members, present_fields
+from intern_vision.data.sample import Sample
+from intern_vision.data.sample_check import sample_fault
 from intern_vision.data.tables import TableWriter
+from intern_vision.data.tar import BLOCK_BYTES, TarWriter
 from intern_vision.errors import DataError
 from intern_vision.store import file_sha256
 from intern_vision.task import Task
@@ -34,14 +42,10 @@ if TYPE_CHECKING:
 
 INFO_NAME = "dataset.json"
 INDEX_NAME = "index.parquet"
-MEMBERS = ("image", "json", "mask", "depth")
-JSON_FIELDS = ("caption", "label", "concepts", "boxes", "box_labels", "box_attributes", "frame")
-FIELDS = ("image", *JSON_FIELDS, "mask", "depth")
 MAX_SHARD_BYTES = 64 * 2**20
 MAX_QUARANTINED_SHARE = 0.05
 # A tar header without extensions holds names of 100 bytes; the longest suffix is ".depth.png".
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")
-_BLOCK_BYTES = 512
 
 
 class ShardInfo(Config):
@@ -54,13 +58,16 @@ class ShardInfo(Config):
 
 
 class DatasetInfo(Config):
-    """What a dataset is; ``write_dataset`` fills in what it counts (from ``fields`` on, but for ``depth_scale``).
+    """What a dataset is; ``write_dataset`` fills in what it counts, from ``fields`` on.
 
     Attributes:
         name: short name.
         tasks: family name to its task; a sample may serve several families.
-        licence: licence of the images.
+        licence: licence of the images; of several sources all of theirs, with names.
         source: where the data came from.
+        sources: where it came from in parts, with the licence of each; empty where ``source`` and ``licence`` say all.
+            One source occurs as often as it has licences. ``Sample.source`` counts them.
+        weight: share that a mixture gives to the dataset, in ratio to the weights of its other datasets; 0 = by size.
         concept_names: names of the indices in ``Sample.concepts``.
         synonyms: caption word to another word for the same, for the augmentation of captions.
         metric: name of the metric that the dataset is scored by; empty for the default of its family.
@@ -79,6 +86,8 @@ class DatasetInfo(Config):
     tasks: dict[str, Task] = {}
     licence: str = ""
     source: str = ""
+    sources: tuple[SourceInfo, ...] = ()
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     concept_names: tuple[str, ...] = ()
     synonyms: dict[str, str] = {}
     metric: str = ""
@@ -98,104 +107,34 @@ class DatasetInfo(Config):
         return sum(shard.num_bytes for shard in self.shards)
 
 
-def sample_fault(sample: Sample, info: DatasetInfo) -> str | None:
-    """One line that says what is wrong with a sample under the dataset's tasks, or ``None``."""
-    if sample.image.ndim != 3 or sample.image.shape[2] != 3 or sample.image.dtype != np.uint8 or not sample.image.size:
-        return f"image: expected (height, width, 3) uint8, got {sample.image.shape} {sample.image.dtype}"
-    height, width = sample.image.shape[:2]
-    for name, values in (("mask", sample.mask), ("depth", sample.depth)):
-        if values is not None and values.shape != (height, width):
-            return f"{name}: expected {(height, width)} as the image, got {values.shape}"
-    num_classes = {family: task.num_classes for family, task in info.tasks.items()}
-    label_limit = num_classes.get("classify", 2**31)
-    if sample.label is not None and not 0 <= sample.label < label_limit:
-        return f"label: expected 0..{label_limit - 1}, got {sample.label}"
-    concept_limit = len(info.concept_names) or num_classes.get("multilabel", 2**31)
-    if sample.concepts and not (min(sample.concepts) >= 0 and max(sample.concepts) < concept_limit):
-        return f"concepts: expected 0..{concept_limit - 1}, got {sample.concepts}"
-    if sample.mask is not None:
-        mask_limit = num_classes.get("segment", IGNORE_LABEL)
-        largest = int(np.where(sample.mask == IGNORE_LABEL, 0, sample.mask).max())
-        if largest >= mask_limit:
-            return f"mask: expected 0..{mask_limit - 1} or {IGNORE_LABEL}, got {largest}"
-    return _box_fault(sample, num_classes.get("detect", 2**31))
+@dataclass(slots=True, frozen=True, kw_only=True)
+class FinishedShard:
+    """A shard with all that its dataset's other files need to know of it, so that a later attempt goes on after it.
 
+    Attributes:
+        shard: the tar file.
+        fields: ``Sample`` fields present in it.
+        index: its rows of the index.
+        manifest: the manifest's rows since the shard before: of its own samples and of those that were quarantined.
+    """
 
-def _box_fault(sample: Sample, num_classes: int) -> str | None:
-    if sample.boxes is None:
-        beside = "box_labels" if sample.box_labels is not None else "box_attributes" if sample.box_attributes else ""
-        return f"{beside}: given without boxes" if beside else None
-    height, width = sample.image.shape[:2]
-    if sample.boxes.ndim != 2 or sample.boxes.shape[1] != 4:
-        return f"boxes: expected shape (num_boxes, 4), got {sample.boxes.shape}"
-    if sample.box_labels is None or sample.box_labels.shape != (len(sample.boxes),):
-        return f"box_labels: expected {len(sample.boxes)} labels, one a box"
-    for name, values in sample.box_attributes.items():
-        if name not in BOX_ATTRIBUTES:
-            return f"box_attributes: unknown name {name!r}; known: {', '.join(BOX_ATTRIBUTES)}"
-        if values.shape != (len(sample.boxes),):
-            return f"box_attributes: {name}: expected {len(sample.boxes)} values, one a box, got shape {values.shape}"
-    if not len(sample.boxes):
-        return None
-    x0, y0, x1, y1 = sample.boxes.T
-    if not ((x0 >= 0) & (y0 >= 0) & (x1 > x0) & (y1 > y0) & (x1 <= width) & (y1 <= height)).all():
-        return f"boxes: expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, got {sample.boxes.tolist()}"
-    if sample.box_labels.min() < 0 or sample.box_labels.max() >= num_classes:
-        return f"box_labels: expected 0..{num_classes - 1}, got {sample.box_labels.tolist()}"
-    return None
+    shard: ShardInfo
+    fields: tuple[str, ...]
+    index: tuple[dict[str, Any], ...]
+    manifest: tuple[dict[str, Any], ...]
 
+    def to_json(self) -> str:
+        """JSON text that ``from_json`` takes back."""
+        return json.dumps({**asdict(self), "shard": self.shard.to_dict()}, ensure_ascii=False)
 
-def fill_from_json(sample: Sample, data: bytes, fields: Container[str]) -> None:
-    """Sets those of ``fields`` that a shard's JSON member holds, but for caption and label, which the index has too."""
-    values = {name: value for name, value in json.loads(data).items() if name in fields}
-    if "concepts" in values:
-        sample.concepts = tuple(values["concepts"])
-    if "boxes" in values:
-        sample.boxes = np.array(values["boxes"], np.float32).reshape(-1, 4)
-    if "box_labels" in values:
-        sample.box_labels = np.array(values["box_labels"], np.int64)
-    attributes = values.get("box_attributes", {})
-    sample.box_attributes = {name: np.array(numbers, np.float32) for name, numbers in attributes.items()}
-    sample.frame = values.get("frame")
-
-
-class _TarWriter:
-    """One shard being written; its bytes depend on the members alone (no time, no owner)."""
-
-    def __init__(self, out_dir: Path, path: str) -> None:
-        self.path = path
-        self.file_path = out_dir / path
-        self.file_path.parent.mkdir(parents=True, exist_ok=True)
-        self.num_bytes = 0
-        self.num_samples = 0
-        self._sha256 = hashlib.sha256()
-        self._file: BinaryIO = open(self.file_path, "wb")  # noqa: SIM115 - closed by close()
-
-    def add(self, name: str, data: bytes) -> int:
-        """Appends a member; returns the offset of its data."""
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.num_bytes
-        self._write(data + bytes(-len(data) % _BLOCK_BYTES))
-        return offset
-
-    def close(self) -> ShardInfo:
-        """Ends the tar file and gives its digest and size."""
-        self._write(bytes(2 * _BLOCK_BYTES))
-        self._file.close()
-        return ShardInfo(
-            path=self.path, sha256=self._sha256.hexdigest(), num_bytes=self.num_bytes, num_samples=self.num_samples
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The shard that ``to_json`` wrote."""
+        values = json.loads(text)
+        return cls(
+            shard=ShardInfo.from_dict(values["shard"]),
+            **{name: tuple(values[name]) for name in ("fields", "index", "manifest")},
         )
-
-    def abort(self) -> None:
-        """Closes the file without ending it."""
-        self._file.close()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self.num_bytes += len(data)
 
 
 class _DatasetWriter:
@@ -207,17 +146,21 @@ class _DatasetWriter:
         manifest: TableWriter,
         max_shard_bytes: int,
         lossless: bool,
-        on_shard: Callable[[Path], None],
+        on_shard: Callable[[FinishedShard], None],
     ) -> None:
         self.info = info
         self.out_dir = out_dir
         self.max_shard_bytes = max_shard_bytes
         self.lossless = lossless
         self.on_shard = on_shard
-        self.tar: _TarWriter | None = None
+        self.tar: TarWriter | None = None
         self.shards: list[ShardInfo] = []
         self.index = index
         self.manifest = manifest
+        # Of the shard being written.
+        self.index_rows: list[dict[str, Any]] = []
+        self.manifest_rows: list[dict[str, Any]] = []
+        self.shard_fields: set[str] = set()
         self.splits: Counter[str] = Counter()
         self.first_bad: Quarantined | None = None
         self.keys: set[str] = set()
@@ -235,7 +178,8 @@ class _DatasetWriter:
         fault = sample_fault(sample, self.info)
         if fault is None:
             try:
-                self._write(sample, self._encode(sample))
+                members = encode_members(sample, lossless=self.lossless, depth_scale=self.info.depth_scale)
+                self._write(sample, members)
                 return
             except ValueError as error:
                 fault = str(error)
@@ -244,14 +188,44 @@ class _DatasetWriter:
     def quarantine(self, bad: Quarantined) -> None:
         """Keeps a sample that cannot be used as a row with its reason."""
         self.first_bad = self.first_bad or bad
-        self._note(key=bad.key, uri=bad.uri, status="quarantined", reason=bad.reason)
+        self._note(None, key=bad.key, uri=bad.uri, status="quarantined", reason=bad.reason)
+
+    def take_over(self, done: FinishedShard) -> None:
+        """Takes a shard that an earlier attempt wrote as it is."""
+        for row in done.index:
+            self.index.add(row)
+        for row in done.manifest:
+            self.manifest.add(row)
+            self.keys.add(row["key"])
+            if row["status"] == "quarantined":
+                self.first_bad = self.first_bad or Quarantined(**{name: row[name] for name in ("key", "uri", "reason")})
+        self._count(done)
 
     def close_shard(self) -> None:
         """Ends the shard being written and hands it on."""
-        if self.tar is not None:
-            self.shards.append(self.tar.close())
-            path, self.tar = self.tar.file_path, None
-            self.on_shard(path)
+        if self.tar is None:
+            return
+        shard = ShardInfo(
+            path=self._shard_path(len(self.shards)),
+            sha256=self.tar.close(),
+            num_bytes=self.tar.num_bytes,
+            num_samples=self.tar.num_samples,
+        )
+        done = FinishedShard(
+            shard=shard,
+            fields=tuple(name for name in FIELDS if name in self.shard_fields),
+            index=tuple(self.index_rows),
+            manifest=tuple(self.manifest_rows),
+        )
+        self.tar, self.index_rows, self.manifest_rows, self.shard_fields = None, [], [], set()
+        self._count(done)
+        self.on_shard(done)
+
+    def _count(self, done: FinishedShard) -> None:
+        self.shards.append(done.shard)
+        self.fields |= set(done.fields)
+        self.splits.update(row["split"] for row in done.index)
+        self.sizes_px |= {(row["height_px"], row["width_px"]) for row in done.manifest if row["status"] == "ok"}
 
     def finish(self, max_quarantined_share: float) -> DatasetInfo:
         """Writes the info, once index and manifest are whole."""
@@ -278,36 +252,23 @@ class _DatasetWriter:
         (self.out_dir / INFO_NAME).write_text(done.to_json() + "\n", encoding="utf-8")
         return done
 
-    def _note(self, **values: Any) -> None:
-        row = ManifestRow(source=self.info.source, licence=self.info.licence, **values)
-        self.manifest.add(asdict(row))
+    def _note(self, sample: Sample | None, **values: Any) -> None:
+        source, licence = self.info.source, self.info.licence
+        if self.info.sources and sample is not None and sample.source is not None:
+            source, licence = self.info.sources[sample.source].name, self.info.sources[sample.source].licence
+        row = asdict(ManifestRow(source=source, licence=licence, **values))
+        self.manifest.add(row)
+        self.manifest_rows.append(row)
 
     def _shard_path(self, shard: int) -> str:
         return f"shards/{shard:05d}.tar"
 
-    def _encode(self, sample: Sample) -> dict[str, tuple[str, bytes]]:
-        if sample.encoded is not None and (suffix := image_suffix(sample.encoded)):
-            members = {"image": (suffix, sample.encoded)}
-        elif self.lossless:
-            members = {"image": ("png", encode_png(sample.image))}
-        else:
-            members = {"image": ("jpg", encode_jpeg(sample.image))}
-        values = {name: getattr(sample, name) for name in JSON_FIELDS if _has(sample, name)}
-        if values:
-            text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=lambda array: array.tolist())
-            members["json"] = ("json", text.encode())
-        if sample.mask is not None:
-            members["mask"] = ("mask.png", encode_png(sample.mask.astype(np.uint8)))
-        if sample.depth is not None:
-            members["depth"] = ("depth.png", encode_png(encode_depth(sample.depth, self.info.depth_scale)))
-        return members
-
     def _write(self, sample: Sample, members: dict[str, tuple[str, bytes]]) -> None:
-        num_bytes = sum(len(data) + 2 * _BLOCK_BYTES for _, data in members.values())
+        num_bytes = sum(len(data) + 2 * BLOCK_BYTES for _, data in members.values())
         if self.tar is not None and self.tar.num_bytes + num_bytes > self.max_shard_bytes:
             self.close_shard()
         if self.tar is None:
-            self.tar = _TarWriter(self.out_dir, self._shard_path(len(self.shards)))
+            self.tar = TarWriter(self.out_dir / self._shard_path(len(self.shards)))
         label = None if sample.label is None else int(sample.label)
         row: dict[str, Any] = {"key": sample.key, "split": sample.split, "caption": sample.caption}
         row |= {"stratum": sample.stratum, "label": -1 if label is None else label, "shard": len(self.shards)}
@@ -317,13 +278,14 @@ class _DatasetWriter:
             row[f"{member}_num_bytes"] = len(data)
         self.tar.num_samples += 1
         self.index.add(row)
-        self.splits[sample.split] += 1
-        self.fields |= {name for name in FIELDS if _has(sample, name)}
+        self.index_rows.append(row)
+        self.shard_fields |= set(present_fields(sample))
         height, width = sample.image.shape[:2]
-        self.sizes_px.add((height, width))
         suffix, data = members["image"]
-        uris = {name: f"{self.tar.path}/{sample.key}.{suffix}" for name, (suffix, _) in members.items()}
+        shard = self._shard_path(len(self.shards))
+        uris = {name: f"{shard}/{sample.key}.{suffix}" for name, (suffix, _) in members.items()}
         self._note(
+            sample,
             key=sample.key,
             uri=uris["image"],
             digest=hashlib.sha256(data).hexdigest(),
@@ -375,7 +337,8 @@ def write_dataset(
     out_dir: Path,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    on_shard: Callable[[Path], None] | None = None,
+    on_shard: Callable[[FinishedShard], None] | None = None,
+    finished: Iterable[FinishedShard] = (),
     lossless: bool = False,
     max_quarantined_share: float = MAX_QUARANTINED_SHARE,
 ) -> DatasetInfo:
@@ -383,10 +346,12 @@ def write_dataset(
 
     Args:
         samples: read once, one at a time; a sample that contradicts ``info`` is quarantined too.
-        info: name, tasks, licence, source, concept names, metric and depth scale; the counts are filled in.
+        info: all that is not counted; the counts are filled in.
         out_dir: where the files go.
         max_shard_bytes: a shard is ended before it would grow beyond this (a larger sample gets its own).
-        on_shard: called with each finished shard, for example to upload and delete it.
+        on_shard: called with each shard once it is whole, for example to upload and delete its file.
+        finished: the first shards, as an earlier attempt gave them to ``on_shard``; they are not written again, and
+            ``samples`` are those after theirs: as many were read as they have rows of the manifest.
         lossless: PNG images instead of JPEG at quality 95; a sample's own ``encoded`` file is kept either way.
         max_quarantined_share: largest share of quarantined samples, in [0, 1].
 
@@ -399,8 +364,10 @@ def write_dataset(
     out_dir.mkdir(parents=True, exist_ok=True)
     # Both stay where too many samples are bad: the manifest says what is wrong with them.
     with TableWriter(out_dir / INDEX_NAME, _index_schema()) as index, manifest_writer(out_dir / MANIFEST_NAME) as rows:
-        writer = _DatasetWriter(info, out_dir, index, rows, max_shard_bytes, lossless, on_shard or (lambda path: None))
+        writer = _DatasetWriter(info, out_dir, index, rows, max_shard_bytes, lossless, on_shard or (lambda done: None))
         try:
+            for done in finished:
+                writer.take_over(done)
             for sample in samples:
                 if isinstance(sample, Quarantined):
                     writer.quarantine(sample)
@@ -411,11 +378,6 @@ def write_dataset(
             if writer.tar is not None:
                 writer.tar.abort()
     return writer.finish(max_quarantined_share)
-
-
-def _has(sample: Sample, name: str) -> bool:
-    value = getattr(sample, name)
-    return value is not None and not (name == "box_attributes" and not value)
 
 
 def _index_schema() -> "pa.Schema":

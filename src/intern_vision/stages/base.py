@@ -32,7 +32,12 @@ COMMIT_MARKER = "_COMMITTED"
 OWNER_FILE = ".owner"
 STAGE_NAMES = (
     "prepare",
+    "ingest",
+    "dedup",
+    "filter",
     "label",
+    "annotate",
+    "shard",
     "search",
     "search_round",
     "search_trial",
@@ -47,6 +52,7 @@ STAGE_NAMES = (
     "evaluate",
     "export",
     "report",
+    "data_report",
 )
 
 
@@ -116,6 +122,8 @@ class StageContext:
         progress: where steps done are reported.
         num_ranks: processes that a training stage starts.
         facts: small results to keep in the record.
+        uploaded: files of the output that lie at ``output_uri`` already and not in ``output_dir``, by name: SHA-256
+            and size in bytes.
     """
 
     store: Store
@@ -129,6 +137,7 @@ class StageContext:
     num_ranks: int
     inputs: Inputs
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    uploaded: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def commit(self, kind: Kind, name: str) -> Ref:
         """Uploads every file of ``output_dir`` and returns the output's Ref.
@@ -136,8 +145,8 @@ class StageContext:
         The parents are all inputs of the stage, so lineage cannot be forgotten. The commit
         marker itself is written by ``run_stage`` once the stage has returned.
         """
-        files = {}
-        num_bytes = 0
+        files = {name: sha256 for name, (sha256, _) in self.uploaded.items()}
+        num_bytes = sum(size_bytes for _, size_bytes in self.uploaded.values())
         for path in sorted(self.output_dir.rglob("*")):
             if path.is_file():
                 relative = path.relative_to(self.output_dir).as_posix()
@@ -268,7 +277,7 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
             code=code_digest(),
             config=config.to_dict(),
             inputs={k: tuple(r.uri for r in refs) for k, refs in inputs.items()},
-            files=_file_digests(output_dir),
+            files={name: sha256 for name, (sha256, _) in context.uploaded.items()} | _file_digests(output_dir),
             facts=context.facts,
             started_unix_s=started,
             wall_s=wall_s,

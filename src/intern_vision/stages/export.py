@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from intern_vision import config as base
 from intern_vision.bench.scores import Scores, read_scores, unit_of
+from intern_vision.data.manifest import SourceInfo
+from intern_vision.errors import MissingObjectError
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, Record, StageContext, read_record
 from intern_vision.stages.select import scored_arm
+from intern_vision.store import Store
 from intern_vision.task import Task
 
 REGISTERED_FILE = "registered.json"
@@ -83,7 +86,7 @@ def _register(config: Config, context: StageContext, ref: Ref, name: str, scores
         folder,
         name=name,
         description=f"{ref.name} from run {record.run_id or 'without tracking'}",
-        card=model_card(name, ref, record, info.licence, scores, tasks),
+        card=model_card(name, ref, record, data_lines(context.store, ref.uri), scores, tasks),
         tags={"intern.uri": ref.uri, "intern.digest": ref.digest, "intern.stage": record.stage},
         metrics=metrics,
         parents=[read_record(context.store, uri).ref for uri in ref.parents],
@@ -94,13 +97,27 @@ def _register(config: Config, context: StageContext, ref: Ref, name: str, scores
 
 
 def model_card(
-    name: str, ref: Ref, record: Record, licence: str, scores: Scores | None, tasks: Mapping[str, Task]
+    name: str, ref: Ref, record: Record, data: Sequence[str], scores: Scores | None, tasks: Mapping[str, Task]
 ) -> str:
-    """A model card in Markdown: what it is, what it says, what it was made from, what it scores, how to use it."""
+    """A model card in Markdown: what it is, what it says, what it was made from, what it scores, how to use it.
+
+    Args:
+        name: of the registered model.
+        ref: the model.
+        record: how it was made.
+        data: a line for each source of images, with its licence.
+        scores: on test images, where there are any.
+        tasks: by head.
+    """
     lines = [
         f"# {name}",
         "",
         f"`{ref.name}`, made by the stage `{record.stage}` of INTERN (arXiv 2111.08687).",
+        "",
+        # Before the labels: these may be many, and the end of a long card is cut.
+        "## Images it learned from",
+        "",
+        *(f"- {line}" for line in data),
         "",
         "## Heads",
         "",
@@ -109,7 +126,6 @@ def model_card(
         "## Made from",
         "",
         *(f"- `{uri}`" for uri in ref.parents),
-        f"- licence of the images: {licence or 'not stated by the data'}",
         f"- code digest: `{record.code[:16]}`, weights digest: `{ref.digest[:16]}`",
         "",
     ]
@@ -135,6 +151,36 @@ def model_card(
         "```",
     ]
     return "\n".join(lines)
+
+
+def data_lines(store: Store, uri: str) -> list[str]:
+    """A line for each source of the datasets that an output was made from, however far back: name, licence, address.
+
+    Args:
+        store: where the outputs lie.
+        uri: address of a committed output.
+    """
+    from intern_vision.data.loader import load_info
+
+    lines: dict[str, None] = {}
+    seen, waiting = {uri}, [uri]
+    while waiting:
+        at = waiting.pop(0)
+        try:
+            ref = read_record(store, at).ref
+        except MissingObjectError:
+            lines[f"`{at}`: no longer on the store, whatever its licence was"] = None
+            continue
+        if ref.kind == "dataset":
+            info = load_info(store, at)
+            for source in info.sources or (SourceInfo(name=info.name, uri=info.source, licence=info.licence),):
+                origin = f", from {source.uri}" if source.uri else ""
+                lines[f"`{source.name}`: {source.licence or 'licence not stated'}{origin}"] = None
+        elif ref.kind != "manifest":
+            # What a dataset was made from is said by the dataset itself.
+            waiting += [parent for parent in ref.parents if parent not in seen]
+            seen.update(ref.parents)
+    return list(lines)
 
 
 def _in_words(task: Task) -> str:

@@ -32,8 +32,6 @@ MIN_IMAGES_FOR_WORKERS = 8_000
 PROGRESS_EVERY = 10 * CHUNK_SIZE
 TOKENIZER_FILE = "tokenizer.json"
 FINDINGS_FILE = "findings.json"
-MIN_DEPTH_UNIT_M = 0.001
-MAX_DEPTH_UNITS = 65_000
 UPSTREAM = "upstream"
 REAL_SET = "digits"
 
@@ -130,20 +128,19 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
 
 def _own_data(config: Config) -> tuple[DatasetInfo, DataCheck]:
     from intern_vision.data.check import DataCheck
+    from intern_vision.data.manifest_dataset import depth_unit_m
     from intern_vision.data.readers import read_dataset
     from intern_vision.data.reading import SplitRule
     from intern_vision.data.shard import DatasetInfo
 
     reading = read_dataset(Path(config.path), SplitRule(seed=config.seed), config.family)
     multilabel = reading.tasks.get("multilabel")
-    depth = reading.tasks.get("depth")
     info = DatasetInfo(
         name=config.dataset,
         tasks=reading.tasks,
         source=Path(config.path).absolute().as_uri(),
         concept_names=multilabel.class_names if multilabel else (),
-        # Millimetres, or coarser where the farthest point is beyond 16 bits of them.
-        depth_scale=max(MIN_DEPTH_UNIT_M, depth.max_depth_m / MAX_DEPTH_UNITS) if depth else MIN_DEPTH_UNIT_M,
+        depth_scale=depth_unit_m(reading.tasks.get("depth")),
     )
     return info, DataCheck(reading, allow_leaks=config.allow_leaks, allow_unlabelled=config.allow_unlabelled)
 

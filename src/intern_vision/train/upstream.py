@@ -1,6 +1,5 @@
 """What the upstream stages share: reading the upstream dataset and starting from earlier weights."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -92,10 +91,11 @@ def _renamer(workspace: Workspace) -> Callable[[DatasetInfo], DatasetInfo]:
     if ref is None:
         return lambda info: info
     from intern_vision.data.labels.output import UNIONS_FILE
-    from intern_vision.data.labels.union import LabelUnion
+    from intern_vision.data.labels.union import read_unions
+    from intern_vision.data.manifest_store import fetch_file
 
-    values = json.loads((workspace.fetch(ref) / UNIONS_FILE).read_text())
-    unions = {family: LabelUnion.from_dict(value, at=f"{ref.uri}: {family}") for family, value in values.items()}
+    # Of a labelled manifest, the table of all its rows is not needed here.
+    unions = read_unions(fetch_file(workspace.store, ref, UNIONS_FILE, workspace.scratch_dir / "inputs"))
 
     def renamed(info: DatasetInfo) -> DatasetInfo:
         for family in info.tasks:

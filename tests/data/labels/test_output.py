@@ -13,6 +13,7 @@ from intern_vision.data.labels.output import (
     UNIONS_FILE,
     LabelInputs,
     LocalInputs,
+    rolled_up_classes,
     summary_lines,
     write_labels,
 )
@@ -93,7 +94,7 @@ def test_images_are_rolled_up(tmp_path):
     classes = [{"name": "dog", "parent": "animal"}, {"name": "cat", "parent": "animal"}]
     mine = Vocabulary.from_dict({"name": "mine", "classes": classes})
     images = {("mine", "classify", 0): 30, ("mine", "classify", 1): 4, ("mine", "classify", -1): 9}
-    write_labels(LabelInputs(vocabularies=(mine,)), tmp_path, images=images)
+    write_labels(LabelInputs(vocabularies=(mine,)), tmp_path, count=lambda merged: rolled_up_classes(merged, images))
     page = (tmp_path / TREE_FILE).read_text()
     assert "34 images" in page and "30 images" in page and "9 images" not in page
 

@@ -10,7 +10,8 @@ from intern_vision.bench.suite import SUITE, find_row
 from intern_vision.data.manifest import Quarantined
 from intern_vision.data.official import READERS, read_official
 from intern_vision.data.reading import SplitRule
-from intern_vision.data.shard import DatasetInfo, sample_fault
+from intern_vision.data.sample_check import sample_fault
+from intern_vision.data.shard import DatasetInfo
 from intern_vision.errors import ConfigError, DataError
 
 # Training and test images of the miniatures that do not have 12 and 6.

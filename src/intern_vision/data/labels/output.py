@@ -1,7 +1,7 @@
 """What labelling writes: the label system, every mapping, the table for review, the unions and the tree."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +83,7 @@ def write_labels(
     out_dir: Path,
     *,
     embed: Embed | None = None,
-    images: Mapping[ClassKey, int] | None = None,
+    count: Callable[[Merged], Mapping[str, int]] | None = None,
 ) -> Merged:
     """Merges the vocabularies and writes ``labels.json``, ``mappings.csv``, ``review.csv`` and what is drawn from them.
 
@@ -93,7 +93,8 @@ def write_labels(
         inputs: the vocabularies and what was decided.
         out_dir: an existing folder.
         embed: of names; without it nothing is matched by embedding.
-        images: images with a single label by class: shown in the tree, rolled up.
+        count: called with what was merged; gives the images of each concept or one below it, for ``labels.json`` and
+            the tree.
 
     Raises:
         ConfigError: no vocabulary, or a taxonomy that would be overwritten.
@@ -114,13 +115,14 @@ def write_labels(
         exceptions=exceptions,
         embed=embed,
     )
+    num_images = count(merged) if count else {}
     unions = {family: union.to_dict() for family, union in label_unions(merged.mappings, merged.system).items()}
     texts = {
-        LABELS_FILE: label_system_json(merged.system),
+        LABELS_FILE: label_system_json(merged.system, num_images),
         MAPPINGS_FILE: mappings_csv(merged.mappings, merged.system),
         REVIEW_FILE: review_csv(merged.mappings, merged.system),
         UNIONS_FILE: json.dumps(unions, ensure_ascii=False, indent=1) + "\n",
-        TREE_FILE: tree_html(merged, _rolled_up(merged, images or {})),
+        TREE_FILE: tree_html(merged, num_images),
         INPUTS_FILE: inputs.to_json() + "\n",
     }
     for name, text in texts.items():
@@ -160,7 +162,13 @@ def _taxonomy(
     return read_label_system(file), {}, {}
 
 
-def _rolled_up(merged: Merged, images: Mapping[ClassKey, int]) -> dict[str, int]:
+def rolled_up_classes(merged: Merged, images: Mapping[ClassKey, int]) -> dict[str, int]:
+    """Images of each concept or one below it, where every image has one label.
+
+    Args:
+        merged: the label system and its mappings.
+        images: number of images by class.
+    """
     counts: dict[str, int] = {}
     for mapping in merged.mappings:
         num_images = images.get((mapping.vocabulary, mapping.family, mapping.index), 0)

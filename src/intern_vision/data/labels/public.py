@@ -3,7 +3,7 @@
 One object with ``father2child`` and ``child2father`` (id to ids), ``id2name`` (id to names, the first preferred),
 ``id2desc``, and ``id2state``: ``academic`` (datasets that have the concept), ``visual`` and ``common`` (0 no, 1 yes,
 2 unknown). A language other than English has a suffix: ``id2name_zh``, ``id2desc_zh``. A table may be left out.
-``id2same``, ids in other systems, is ours.
+``id2same``, ids in other systems, and ``id2images``, how many images show a concept or one below it, are ours.
 """
 
 import json
@@ -17,7 +17,7 @@ from intern_vision.data.labels.concept import ENGLISH, Concept, LabelSystem
 from intern_vision.errors import DataError
 
 _FLAGS = {0: False, 1: True, 2: None}
-_NAMES, _DESCRIPTIONS, _STATE, _SAME = "id2name", "id2desc", "id2state", "id2same"
+_NAMES, _DESCRIPTIONS, _STATE, _SAME, _IMAGES = "id2name", "id2desc", "id2state", "id2same", "id2images"
 _UP, _DOWN = "child2father", "father2child"
 _LANGUAGE = re.compile(rf"(?:{_NAMES}|{_DESCRIPTIONS})_([a-z]{{2,3}}(?:-[a-z0-9]+)*)")
 
@@ -96,8 +96,13 @@ def _edges(tables: Mapping[str, Any]) -> dict[str, list[str]]:
     return up
 
 
-def label_system_json(system: LabelSystem) -> str:
-    """The JSON form, one table a line; equal systems give equal text."""
+def label_system_json(system: LabelSystem, num_images: Mapping[str, int] | None = None) -> str:
+    """The JSON form, one table a line; equal systems give equal text.
+
+    Args:
+        system: the concepts.
+        num_images: images of each concept or one below it, written beside them; not read back.
+    """
     tables: dict[str, dict[str, Any]] = {_DOWN: {}, _UP: {}, _NAMES: {}, _DESCRIPTIONS: {}, _STATE: {}, _SAME: {}}
     numbers = {value: number for number, value in _FLAGS.items()}
     for id, concept in system.concepts.items():
@@ -115,6 +120,8 @@ def label_system_json(system: LabelSystem) -> str:
         tables[_STATE][id] = state
         if concept.same_as:
             tables[_SAME][id] = concept.same_as
+    if num_images:
+        tables[_IMAGES] = {id: num_images[id] for id in system.concepts if id in num_images}
     # The order of id2name is the order of the concepts, so tables are not sorted.
     lines = [f"{json.dumps(key)}:{json.dumps(tables[key], ensure_ascii=False)}" for key in sorted(tables)]
     return "{" + ",\n".join(lines) + "}\n"

@@ -5,13 +5,14 @@ A class that a dataset does not annotate is unknown there, not absent: an image 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intern_vision.config import Config
+from intern_vision.config import Config, parse_json_object
 from intern_vision.data.labels.concept import LabelSystem
 from intern_vision.data.labels.merge import ClassMapping
 from intern_vision.data.shard import DatasetInfo
-from intern_vision.errors import DataError
+from intern_vision.errors import ConfigError, DataError
 from intern_vision.task import Family, Task
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ class LabelUnion(Config):
         if self.task.family == "multilabel":
             changes["concept_names"] = names
         return info.model_copy(update=changes)
+
+
+def read_unions(path: Path) -> dict[Family, LabelUnion]:
+    """The unions by family that labelling wrote; DataError where the file holds something else."""
+    try:
+        values = parse_json_object(path.read_text(encoding="utf-8"), str(path))
+        return {family: LabelUnion.from_dict(value, at=f"{path}: {family}") for family, value in values.items()}  # type: ignore[misc]
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def label_unions(mappings: Iterable[ClassMapping], system: LabelSystem) -> dict[Family, LabelUnion]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from intern_vision.config import Config
+from intern_vision.data.manifest import SourceInfo
 from intern_vision.data.shard import DatasetInfo
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.task import Family
@@ -129,14 +130,14 @@ def read_vocabulary(name_or_path: str) -> Vocabulary:
         raise DataError(str(error)) from None
 
 
-def dataset_vocabularies(info: DatasetInfo) -> tuple[Vocabulary, ...]:
-    """One vocabulary for each family of a prepared dataset that has classes."""
+def dataset_vocabularies(info: DatasetInfo | SourceInfo) -> tuple[Vocabulary, ...]:
+    """One vocabulary for each family of a prepared dataset, or of a manifest's source, that has classes."""
     return tuple(
         Vocabulary(
             name=info.name,
             family=family,
             classes=tuple(VocabularyClass(name=name) for name in task.class_names),
-            source=info.source,
+            source=info.uri if isinstance(info, SourceInfo) else info.source,
             licence=info.licence,
         )
         for family, task in info.tasks.items()

@@ -5,7 +5,6 @@ Boxes are clipped to their image; one of which nothing is left is no box. N boxe
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intern_vision.bench.protocol import rarest_classes
 from intern_vision.data.official.layout import OfficialCopy, OfficialReading, official_reading
 from intern_vision.data.official.matlab import flat, load_mat, text, unwrap
 from intern_vision.data.official.names import VOC
@@ -48,8 +48,8 @@ def read_voc_detection(copy: OfficialCopy, rule: SplitRule | None) -> OfficialRe
             annotation = _voc_objects(copy, copy.inside(f"{year}/Annotations/{image_id}.xml", source), indices)
             path = copy.inside(f"{year}/JPEGImages/{image_id}.jpg", source)
             items.append(copy.item(path, split, annotation, year))
-    frequency = Counter(label for item in items for label in item.annotation[1])
-    items = [replace(item, stratum=f"{item.stratum} {_rarest(item.annotation[1], frequency)}") for item in items]
+    rarest = rarest_classes([item.annotation[1] for item in items])
+    items = [replace(item, stratum=f"{item.stratum} {label}") for item, label in zip(items, rarest, strict=True)]
     return _boxes_reading(copy, VOC, items)
 
 
@@ -117,17 +117,27 @@ def _voc_objects(
 
     boxes, labels, difficult = [], [], []
     with copy.parsing(path):
-        for thing in parse(path).getroot().iter("object"):
-            x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{name}")) for name in ("xmin", "ymin", "xmax", "ymax"))
-            boxes.append([x0 - 1, y0 - 1, x1, y1])
-            labels.append(indices[thing.findtext("name").strip()])
-            difficult.append(float(thing.findtext("difficult") or 0))
+        for name, box, is_difficult in voc_objects(parse(path).getroot()):
+            boxes.append(box)
+            labels.append(indices[name])
+            difficult.append(is_difficult)
     return boxes, labels, {"difficult": difficult}
 
 
-def _rarest(labels: list[int], frequency: Counter[int]) -> int:
-    """The image's class that the fewest boxes of the set have; -1 without a box."""
-    return min(labels, key=lambda label: (frequency[label], label), default=-1)
+def voc_objects(root: Any) -> Iterator[tuple[str, list[float], float]]:
+    """The objects of a PASCAL VOC annotation: class, ``x0 y0 x1 y1`` in pixels, and 1 where it is difficult.
+
+    VOC counts pixels from 1, and its last one is inside the box.
+
+    Args:
+        root: the XML's root element.
+
+    Raises:
+        ValueError, TypeError, AttributeError: an object has no name or no box of four numbers.
+    """
+    for thing in root.iter("object"):
+        x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{name}")) for name in ("xmin", "ymin", "xmax", "ymax"))
+        yield thing.findtext("name").strip(), [x0 - 1, y0 - 1, x1, y1], float(thing.findtext("difficult") or 0)
 
 
 def _wider_faces(copy: OfficialCopy, source: Path) -> Iterator[tuple[str, NDArray[np.int64]]]:

@@ -1,0 +1,116 @@
+"""Thumbnails of images and 64-bit hashes of windows of them, which a small change of the image hardly changes.
+
+A hash says which of the 64 lowest frequencies of the discrete cosine transform of a window, without the mean, are
+clearly positive: the perceptual hash of C. Zauner (Implementation and Benchmarking of Perceptual Image Hash Functions,
+2010) with a fixed threshold in place of the median, so that smooth images keep their hash when they are saved anew and
+the hash of a mirrored image follows from the same coefficients. A transform of any window is linear in the thumbnail,
+so all windows together cost two small matrix products.
+
+N images, T side of a thumbnail, W windows of one axis, K frequencies of one axis, V views.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+THUMBNAIL_PX = 32
+HASH_BITS = 64
+MIN_AMPLITUDE = 0.1
+"""Grey values: a frequency must have this amplitude for its bit to be set; less is what a JPEG file adds by itself."""
+_BATCH_SIZE = 64
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window of an image, mirrored or not.
+
+    Attributes:
+        y: from where to where of the height, in [0, 1].
+        x: from where to where of the width, in [0, 1].
+        mirrored: whether the window is then mirrored left to right.
+    """
+
+    y: Span
+    x: Span
+    mirrored: bool = False
+
+
+def opposite(span: Span) -> Span:
+    """Where a part of the width lies in the mirrored image."""
+    return 1 - span[1], 1 - span[0]
+
+
+WHOLE = View((0.0, 1.0), (0.0, 1.0))
+
+
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey ``(THUMBNAIL_PX, THUMBNAIL_PX)`` uint8 of an RGB image ``(height, width, 3)``, whatever its aspect."""
+    import cv2
+
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    is_large = min(image.shape[:2]) >= THUMBNAIL_PX
+    # Averaging over areas: a smaller copy of the same image gives the same thumbnail.
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_large else cv2.INTER_LINEAR)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+
+
+def view_hashes(
+    thumbnails_NTT: NDArray[np.uint8], views: Sequence[View]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Hashes of the same views of every thumbnail.
+
+    Returns:
+        Hashes ``(N, V)``, and ``(N, V)`` how many of the 64 frequencies reach ``MIN_AMPLITUDE``: a measure of what
+        there is to see. The hash of a plain image says little.
+    """
+    spans = tuple(sorted({span for view in views for span in (view.y, view.x)}))
+    transform_WKT = _window_transforms(spans)
+    num_windows, num_frequencies, side = transform_WKT.shape
+    flat_MT = transform_WKT.reshape(-1, side)
+    rows, columns = _frequencies().T
+    is_odd_B = columns % 2 == 1
+    places = [(spans.index(view.y), spans.index(view.x), view.mirrored) for view in views]
+    hashes_NV = np.empty((len(thumbnails_NTT), len(views)), np.uint64)
+    num_seen_NV = np.empty((len(thumbnails_NTT), len(views)), np.uint8)
+    shape = (-1, num_windows, num_frequencies, num_windows, num_frequencies)
+    for start in range(0, len(thumbnails_NTT), _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        values = (flat_MT @ thumbnails_NTT[part].astype(np.float32) @ flat_MT.T).reshape(shape)
+        for number, (y, x, mirrored) in enumerate(places):
+            chosen_NB = values[:, y, rows, x, columns]
+            if mirrored:
+                # Mirroring changes the sign of every odd horizontal frequency and of nothing else.
+                chosen_NB = np.where(is_odd_B, -chosen_NB, chosen_NB)
+            bits_NB = np.ascontiguousarray(chosen_NB > MIN_AMPLITUDE)
+            hashes_NV[part, number] = np.packbits(bits_NB, axis=1).view(np.uint64)[:, 0]
+            num_seen_NV[part, number] = np.count_nonzero(np.abs(chosen_NB) > MIN_AMPLITUDE, axis=1)
+    return hashes_NV, num_seen_NV
+
+
+@cache
+def _frequencies() -> NDArray[np.int64]:
+    """The ``(HASH_BITS, 2)`` lowest pairs of a vertical and a horizontal frequency but (0, 0), in mixed order."""
+    pairs = [(y, x) for y in range(HASH_BITS) for x in range(HASH_BITS) if y or x]
+    lowest = sorted(pairs, key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair))[:HASH_BITS]
+    # High frequencies err most: mixed, so that a search by parts of a hash finds its errors spread over the parts.
+    order = np.random.default_rng(0).permutation(HASH_BITS)
+    return np.array(lowest, np.int64)[order]
+
+
+@cache
+def _window_transforms(spans: tuple[Span, ...]) -> NDArray[np.float32]:
+    """``(W, K, T)``: the cosines of each window, integrated over the pixels of one axis of a thumbnail."""
+    frequency_K1 = np.arange(_frequencies().max() + 1)[:, None]
+    edges = np.linspace(0.0, 1.0, THUMBNAIL_PX + 1)
+    transforms = []
+    for start, end in spans:
+        at = (np.clip(edges, start, end) - start) / (end - start)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            integral = np.where(frequency_K1 == 0, at, np.sin(np.pi * frequency_K1 * at) / (np.pi * frequency_K1))
+        transforms.append(np.diff(integral, axis=1))
+    return np.stack(transforms).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Filters of a manifest: rules that take rows out and say why."""

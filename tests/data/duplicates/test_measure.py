@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from benchmarks.duplicate_recall import figures, made_images, photo_tiles
+from intern_vision.data.duplicates.measure import (
+    COSINES,
+    curve_svg,
+    least_cosine,
+    measure_embedding,
+    measure_perceptual,
+)
+from intern_vision.data.duplicates.near import PictureIndex, near_between, without_near
+from intern_vision.data.duplicates.planted import CHANGES, crop, overlay
+from intern_vision.data.duplicates.thumbnail import WHOLE, View, thumbnail
+from intern_vision.data.duplicates.verify import differences
+
+
+@pytest.fixture(scope="module")
+def images():
+    return photo_tiles(2) + made_images(4, 96)
+
+
+def test_planted_duplicates_are_found_and_distinct_images_are_not(images):
+    curve = measure_perceptual(images)
+    shares = {name: share for name, (share, _, _) in figures(curve).items()}
+    assert curve["num_images"] + curve["num_plain"] == len(images) and curve["num_plain"] <= 2
+    assert shares.pop("distinct") == 0
+    assert min(shares[name] for name in ("saved anew", "resized", "grey", "mirrored")) >= 0.99, shares
+    assert min(shares[name] for name in ("cropped", "overlaid")) >= 0.95, shares
+    for shown in curve["changes"].values():
+        assert shown["recall"] == sorted(shown["recall"])
+        assert all(
+            low <= share <= high
+            for low, share, high in zip(*(shown[k] for k in ("low", "recall", "high")), strict=True)
+        )
+    assert curve_svg(curve, "a < b", 0.01).count("<polyline") == len(CHANGES) + 2
+
+
+def test_a_hundred_copies_cost_a_hundred_comparisons(images):
+    copies = np.stack([thumbnail(images[0])] * 100 + [thumbnail(image) for image in images[1:4]])
+    index = PictureIndex(copies)
+    pairs = index.pairs()
+    assert len(index.twins.rows) == len(pairs.rows) == 99
+    assert set(pairs.rows.tolist()) == {0} and not pairs.distances.any()
+    assert [len(each) for each in (without_near([images[0]] * 3 + images[1:3]), without_near(images[:1]))] == [3, 1]
+
+
+def test_either_may_be_a_part_of_the_other(images):
+    rng = np.random.default_rng(0)
+    whole = [thumbnail(image) for image in images[:6]]
+    part = [thumbnail(crop(image, rng)) for image in images[:6]]
+    for first, second in ((whole, part), (part, whole)):
+        hits = near_between(PictureIndex(np.stack(first)), PictureIndex(np.stack(second)))
+        assert hits.queries.tolist() == hits.rows.tolist() == list(range(6))
+
+
+def test_alignment_is_finer_than_the_views(images):
+    image = images[0]
+    height, width = image.shape[:2]
+    part = image[: round(0.93 * height), round(0.04 * width) :]
+    first, second = thumbnail(image)[None], thumbnail(part)[None]
+    near, far = (differences(first, second, [view])[0] for view in (View((0.0, 0.95), (0.025, 1.0)), WHOLE))
+    assert near < 0.005 and far > 2 * near
+    flipped = np.ascontiguousarray(part[:, ::-1])
+    mirrored = View((0.0, 0.95), (0.025, 1.0), mirrored=True)
+    assert differences(first, thumbnail(flipped)[None], [mirrored])[0] < 0.005
+    assert differences(first, thumbnail(images[1])[None], [WHOLE])[0] > 0.1
+
+
+def test_embeddings_are_measured_the_same_way():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(12)]
+
+    def embed(batch):
+        means = np.array([np.concatenate([each.mean((0, 1)), each.std((0, 1))]) for each in batch], np.float32)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    curve = measure_embedding(images, embed)
+    vectors = embed(images)
+    cosines = vectors @ vectors.T - 2 * np.eye(12)
+    expected = [float((cosines.max(axis=1) >= cosine - 2e-6).mean()) for cosine in COSINES]
+    assert curve["distinct"]["share"] == expected and curve["changes"]["mirrored"]["recall"][-1] == 1
+    used = least_cosine(curve, 0.5)
+    assert used == 1 or expected[COSINES.index(used)] <= 0.5
+    assert least_cosine(curve | {"distinct": {"share": [1.0] * len(COSINES)}}, 0.1) == 1
+    assert least_cosine(curve | {"distinct": {"share": [0.0] * len(COSINES)}}, 0.1) == COSINES[0]
+
+
+def test_an_overlay_covers_a_small_part():
+    image = np.full((90, 120, 3), 128, np.uint8)
+    for seed in range(20):
+        changed = (overlay(image, np.random.default_rng(seed)) != image).any(axis=2).mean()
+        assert 0.03 < changed <= 0.1
