@@ -8,6 +8,7 @@ import typer
 from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, run_to_ref
 
 
 def register(app: typer.Typer) -> None:
@@ -46,9 +47,8 @@ def annotate(
     debug: Debug = False,
 ) -> None:
     """Choose images that people should look at, as Label Studio tasks; or take the answers up into the manifest."""
-    with reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json), reaching(state_dir, [manifest, model, labels]):
         from intern_vision.config import parse_json_object
-        from intern_vision.stage_command import run_to_ref
         from intern_vision.stages.annotate import Config
         from intern_vision.stages.base import read_record
         from intern_vision.store import open_store

@@ -16,6 +16,7 @@ from intern_vision import (
 from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching
 
 if TYPE_CHECKING:
     from intern_vision.data.labels.concept import LabelSystem
@@ -79,7 +80,8 @@ def label(
             return
         names = [name for name in vocabularies if Path(name) != manifests[0]]
         settings = {"taxonomy": taxonomy, "amateur": amateur, "review": review, "state_dir": state_dir}
-        label_manifest(manifests[0], names, out, **settings, as_json=as_json)
+        with reaching(state_dir, [manifests[0], amateur]):
+            label_manifest(manifests[0], names, out, **settings, as_json=as_json)
 
 
 @data_app.command(name="show")
@@ -101,7 +103,7 @@ def show_concept(
 ) -> None:
     """Show a concept (its names, what is above and below it, which datasets have it), or rows of a manifest."""
     if Path(concept).is_file():
-        with reporting_errors(debug, as_json):
+        with reporting_errors(debug, as_json), reaching(state_dir, [Path(concept)]):
             conditions = {"status": status, "source": source, "reason": reason}
             data_report_commands.show_rows(Path(concept), key, conditions, num_rows, as_json)
         return

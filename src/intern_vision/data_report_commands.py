@@ -11,6 +11,7 @@ import typer
 from intern_vision.console import reporting_errors, show
 from intern_vision.errors import DataError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, read_ref_file, run_to_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +42,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a page about a manifest: steps, samples, duplicates, leaks, filters, licences and what was taken out."""
-    with reporting_errors(debug, as_json):
-        from intern_vision.stage_command import run_to_ref
+    with reporting_errors(debug, as_json), reaching(state_dir, [ref]):
         from intern_vision.stages.data_report import REPORT_FILE, SUMMARY_FILE, Config
         from intern_vision.store import join_uri, open_store
 
@@ -56,7 +56,7 @@ def report(
 
 def stats(ref: RefFile, state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False) -> None:
     """Count a manifest's rows by source, licence, split, annotation and the reason they were taken out for."""
-    with reporting_errors(debug, as_json), opened(ref) as (info, path):
+    with reporting_errors(debug, as_json), reaching(state_dir, [ref]), opened(ref) as (info, path):
         from intern_vision.data.summary import summarise
 
         summary = summarise(path)
@@ -91,7 +91,6 @@ def show_rows(ref: Path, key: str, conditions: dict[str, str], num_rows: int, as
 def opened(ref: Path) -> "Iterator[tuple[ManifestInfo, Path]]":
     """The manifest that a file's Ref stands for: what it is, and a local copy of its table while the block runs."""
     from intern_vision.data.manifest_store import load_manifest
-    from intern_vision.stage_command import read_ref_file
     from intern_vision.stages.data_report import manifest_chain
     from intern_vision.store import open_store
 

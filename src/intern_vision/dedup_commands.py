@@ -7,6 +7,7 @@ import typer
 
 from intern_vision.console import reporting_errors, show
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, run_to_ref
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +35,8 @@ def dedup(
     debug: Debug = False,
 ) -> None:
     """Keep one image of each group of duplicates, and none that the sets given with --against have."""
-    with reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json), reaching(state_dir, [manifest, *(against or []), model]):
         from intern_vision.config import parse_json_object
-        from intern_vision.stage_command import run_to_ref
         from intern_vision.stages.base import read_record
         from intern_vision.stages.dedup import Config
         from intern_vision.store import open_store

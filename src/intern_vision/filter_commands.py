@@ -7,6 +7,7 @@ import typer
 
 from intern_vision.console import reporting_errors, show
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, run_to_ref
 
 
 def register(app: typer.Typer) -> None:
@@ -36,11 +37,10 @@ def filter_rows(
     debug: Debug = False,
 ) -> None:
     """Take rows out of a manifest by rules on captions, sizes, scores, concepts, sources and likeness."""
-    with reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json), reaching(state_dir, [manifest, model, labels]):
         import json
 
         from intern_vision.data.filters.rules import parse_rule
-        from intern_vision.stage_command import run_to_ref
         from intern_vision.stages.filter import FILTERS_FILE, Config
         from intern_vision.store import join_uri, open_store
 

@@ -11,6 +11,7 @@ from intern_vision.console import reporting_errors, show
 from intern_vision.data.ingest import AUTO, LAYOUTS
 from intern_vision.errors import ConfigError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, run_to_ref
 
 if TYPE_CHECKING:
     from intern_vision.stages.ingest import Config
@@ -58,8 +59,7 @@ def ingest(
     debug: Debug = False,
 ) -> None:
     """Take images and their labels up into a manifest; what cannot be used is set apart with its reason."""
-    with reporting_errors(debug, as_json):
-        from intern_vision.stage_command import run_to_ref
+    with reporting_errors(debug, as_json), reaching(state_dir, [out]):
         from intern_vision.stages.base import read_record
         from intern_vision.store import open_store
 

@@ -101,9 +101,10 @@ def label_manifest(
     ref = run_to_ref("label", config, inputs, out, state_dir=state_dir, quiet=as_json)
     facts = read_record(open_store(ref.uri), ref.uri).facts
     lines = [
-        f"{facts['num_classes']} classes, {facts['num_concepts']} concepts; {facts['num_labelled']} rows with concepts",
-        f"tree       {join_uri(ref.uri, TREE_FILE)}",
+        f"{facts['num_classes']} classes, {facts['num_concepts']} concepts; {facts['num_labelled']} rows with concepts"
     ]
+    if facts["num_classes"]:
+        lines.append(f"tree       {join_uri(ref.uri, TREE_FILE)}")
     if facts["num_uncertain"]:
         lines.append(
             f"review     {join_uri(ref.uri, REVIEW_FILE)}: {facts['num_uncertain']} to decide; "

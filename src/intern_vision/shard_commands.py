@@ -9,6 +9,7 @@ import typer
 from intern_vision.console import reporting_errors, show
 from intern_vision.errors import ConfigError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
+from intern_vision.stage_command import reaching, run_to_ref
 
 if TYPE_CHECKING:
     from intern_vision.ref import Ref
@@ -57,9 +58,8 @@ def shard(
     debug: Debug = False,
 ) -> None:
     """Write the usable rows of a manifest as tar shards with an index; a killed run goes on after its last shard."""
-    with reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json), reaching(state_dir, [manifest, labels]):
         from intern_vision.config import parse_json_object
-        from intern_vision.stage_command import run_to_ref
         from intern_vision.stages.shard import Config
 
         if by_source and (source or name or labels):

@@ -1,7 +1,8 @@
 """One stage as a command of its own: Refs in files, its output on the store, its own Ref in a file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,39 @@ def run_to_ref(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(ref.to_json() + "\n", encoding="utf-8")
     return ref
+
+
+@contextmanager
+def reaching(state_dir: Path, files: Iterable[Path | None]) -> Iterator[None]:
+    """The embedded S3 server for the length of a block, where a Ref lies in it and no other server is named.
+
+    Args:
+        state_dir: folder for everything local.
+        files: with Refs; what is no such file is left to the block.
+
+    Raises:
+        RetryableError: the server does not start.
+    """
+    from intern_vision import services
+    from intern_vision.s3 import configured_endpoint
+    from intern_vision.stages.base import read_refs
+
+    uris = (ref.uri for path in files if path and path.is_file() for ref in read_refs(path))
+    if configured_endpoint() or not any(uri.startswith("s3://") for uri in uris):
+        yield
+        return
+    with services.running(state_dir, with_mlflow=False) as running:
+        environment = running.environment()
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def read_ref_file(path: Path, at: str) -> tuple[Ref, ...]:

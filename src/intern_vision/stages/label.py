@@ -65,6 +65,8 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     vocabularies += [*config.vocabularies, *map(shipped_vocabulary, config.shipped)]
     if manifest and path and not vocabularies:
         context.progress.say("no source has classes: nothing to merge")
+        counted = ("concepts", "classes", "uncertain", "labelled", "uncertain_labels", "unknown_labels")
+        context.facts |= {f"num_{what}": 0 for what in counted}
         shutil.copy(path, context.output_dir / MANIFEST_NAME)
         return _commit_labelled(config, manifest, context)
     amateur = inputs.optional("amateur")
