@@ -3,7 +3,6 @@
 H and W are an image's height and width in pixels.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from intern_vision.bench.draw import sample_panels
 from intern_vision.bench.report import image_uri
-from intern_vision.data.codec import decode_labels, decode_map, encode_png
+from intern_vision.data.codec import decode_labels, encode_png
 from intern_vision.data.manifest import SourceInfo
+from intern_vision.data.manifest_dataset import depth_m
 from intern_vision.data.manifest_store import open_images, read_bytes
 from intern_vision.data.sample import Sample
 from intern_vision.errors import ConfigError, DataError
@@ -127,7 +127,4 @@ def _mask(row: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 def _depth(row: Mapping[str, Any]) -> NDArray[np.float32]:
     """``(H, W)`` in metres."""
-    data = read_bytes(row["depth"])
-    is_array = row["depth"].endswith(".npy")
-    values = np.load(io.BytesIO(data), allow_pickle=False) if is_array else decode_map(data)
-    return np.nan_to_num(values.astype(np.float32) * np.float32(row["depth_scale"]), posinf=0.0)
+    return depth_m(row["depth"], row["depth_scale"])

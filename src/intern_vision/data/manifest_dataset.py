@@ -255,7 +255,7 @@ class ManifestDataset:
         if "segment" in indices and row["mask"]:
             sample.mask = _renumbered(decode_labels(read_bytes(row["mask"])), list(indices["segment"].values()))
         if "depth" in self.tasks and row["depth"]:
-            depth = _depth_m(row["depth"], row["depth_scale"])
+            depth = depth_m(row["depth"], row["depth_scale"])
             limit_m = self.tasks["depth"].max_depth_m
             sample.depth = np.where((depth > 0) & (depth <= limit_m), depth, np.float32(0))
 
@@ -356,7 +356,17 @@ def _renumbered(mask: NDArray[Any], order: Sequence[int]) -> NDArray[np.uint8]:
     return table[mask]
 
 
-def _depth_m(uri: str, scale: float) -> NDArray[np.float32]:
+def depth_m(uri: str, scale: float) -> NDArray[np.float32]:
+    """The depth map at an address, ``(height, width)`` in metres; 0 where unknown.
+
+    Args:
+        uri: of a 16-bit PNG or ``.npy``, as in a row.
+        scale: metres a unit.
+
+    Raises:
+        DataError: nothing lies there.
+        ValueError: it is no depth map.
+    """
     data = read_bytes(uri)
     if uri.endswith(".npy"):
         units = np.load(BytesIO(data), allow_pickle=False).astype(np.float32)
