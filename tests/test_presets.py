@@ -5,7 +5,7 @@ import pytest
 from intern_vision.data import world
 from intern_vision.data.settings import CLIP_CROP, MOCO_V2
 from intern_vision.errors import ConfigError
-from intern_vision.presets import PRESETS, resolve
+from intern_vision.presets import PRESETS, UNTRAINED, resolve
 from intern_vision.run_config import BASELINE, CANDIDATE, DOWNSTREAM_SETS, MORE_SETS, RunConfig, stage_config
 from intern_vision.stages.base import load_stage
 
@@ -28,8 +28,12 @@ def test_arms_are_treated_alike(preset):
     assert all(passes[BASELINE] >= passes[name] > 0 for name in config.generalists)
     assert passes[BASELINE] - max(passes[name] for name in config.generalists) < config.amateur.trainer.batch_size
     # One recipe of adaptation serves all arms, and all train at one size with one text tower.
-    recipes = {stage_config(config, "adapt", "flower", arm)[1].with_overrides({"name": ""}) for arm in config.arms}
-    assert len(recipes) == 1
+    configs = {arm: stage_config(config, "adapt", "flower", arm)[1].with_overrides({"name": ""}) for arm in config.arms}
+    trained = {configs[arm] for arm in config.arms if arm not in UNTRAINED}
+    assert len(trained) == 1
+    # Merged generalists are scored with frozen backbones alone.
+    for arm in set(UNTRAINED) & configs.keys():
+        assert (configs[arm] in trained) == (not config.fine_tuned_arms)
     for baseline in config.baselines.values():
         assert baseline.augment.with_overrides({"num_views": 2}) == config.amateur.augment
         assert baseline.text == config.amateur.text

@@ -37,6 +37,8 @@ MODES: dict[str, dict[str, Any]] = {
     "scratch": {"mode": "random"},
 }
 """What the generalists and controls of the made world's runs are, by name."""
+UNTRAINED = ("average", "task-arithmetic")
+"""Generalists merged without training: what the others must beat, scored with frozen backbones alone."""
 STRONG_FINE_TUNING = FineTuneConfig(num_steps_small=300, num_steps_large=525, learning_rate=2e-3, layer_decay=1.0)
 """The recipe that errs least for both arms at this scale (decision 25)."""
 CPU_RATIO = 1.8
@@ -242,7 +244,7 @@ def _world_run(
         # All that INTERN's stages take goes into the one training of a control.
         controls={name: generalist_of(name, num_passes) for name in controls},
         arms=arms,
-        fine_tuned_arms=arms if controls else (),
+        fine_tuned_arms=tuple(arm for arm in arms if arm not in UNTRAINED) if controls else (),
         adapt=adapt.Config(
             name="",
             shares=shares,
