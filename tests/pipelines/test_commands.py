@@ -23,6 +23,7 @@ def test_run_gives_the_pipeline_what_the_preset_says(executed, tmp_path):
     assert done.exit_code == 0, done.output
     (((pipeline, name, arguments, identity), options),) = executed
     assert (pipeline, name) == ("intern", "smoke")
+    assert options.pop("where") == "process"
     assert options == {"state_dir": tmp_path, "num_ranks": 1, "resume": True, "keep": False, "quiet": False}
     assert arguments == {"preset": "smoke", "overrides": "{}"}
     assert identity["preset"] == "smoke"

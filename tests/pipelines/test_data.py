@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import cv2
+import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
 from helpers import set_environment
-from made_manifests import picture
 from running import clean_environment
 
 from intern_pipelines.data import data
@@ -27,8 +27,18 @@ CLASSES = ("cat", "dog")
 HEIGHT_PX, WIDTH_PX = 96, 128
 
 
+def scene(seed, height_px=HEIGHT_PX, width_px=WIDTH_PX):
+    """Discs of any colour and size, ``(height, width, 3)`` uint8."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height_px, width_px, 3), rng.integers(0, 256, 3), np.uint8)
+    for _ in range(12):
+        centre, radius = (rng.random(2) * (width_px, height_px)).astype(int), int(rng.uniform(0.05, 0.3) * height_px)
+        cv2.circle(image, centre.tolist(), radius, rng.integers(0, 256, 3).tolist(), -1)
+    return image
+
+
 def image(seed):
-    return encode_jpeg(picture(seed, HEIGHT_PX, WIDTH_PX))
+    return encode_jpeg(scene(seed))
 
 
 def folder_of(root, first, num):
@@ -68,12 +78,12 @@ def test_two_sources_become_one_dataset_without_duplicates_leaks_and_broken_file
     against = run_stage("prepare", prepare.Config(dataset="pets", path=str(benchmark)), Inputs(), name="pets")
     first, second = folder_of(tmp_path / "first", 0, 12), folder_of(tmp_path / "second", 100, 12)
     shutil.copy(first / "cat" / "0.jpg", second / "cat" / "same.jpg")
-    smaller = cv2.resize(picture(1, HEIGHT_PX, WIDTH_PX), None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
+    smaller = cv2.resize(scene(1), None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
     (second / "cat" / "smaller.jpg").write_bytes(encode_jpeg(smaller))
     shutil.copy(benchmark / "dog" / "2.jpg", second / "dog" / "leaked.jpg")
     (first / "dog" / "cut.jpg").write_bytes(image(900)[:200])
     (first / "dog" / "empty.jpg").write_bytes(b"")
-    (second / "cat" / "tiny.jpg").write_bytes(encode_jpeg(picture(901, 12, 16)))
+    (second / "cat" / "tiny.jpg").write_bytes(encode_jpeg(scene(901, 12, 16)))
     refs, page = run_pipeline(
         tmp_path,
         environment,

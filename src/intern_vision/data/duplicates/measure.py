@@ -36,7 +36,7 @@ def measure_perceptual(images: Sequence[NDArray[np.uint8]], *, seed: int = 0) ->
         and ``high``, a 95 % interval; ``distinct``: likewise the ``share`` of false positives.
     """
     thumbnails = np.stack([thumbnail(image) for image in images])
-    is_plain = view_hashes(thumbnails, [WHOLE])[1][:, 0] < MIN_SEEN
+    is_plain = view_hashes(thumbnails["grey"], [WHOLE])[1][:, 0] < MIN_SEEN
     kept = [image for image, plain in zip(images, is_plain, strict=True) if not plain]
     index = PictureIndex(thumbnails[~is_plain], max_difference=DIFFERENCES[-1])
     changes = {}

@@ -1,6 +1,6 @@
 """Pictures near each other, by their thumbnails: hashes of views find candidates, alignment decides.
 
-N stored images, M queries, V views, T side of a thumbnail.
+N stored images, M queries, V views.
 """
 
 from collections.abc import Sequence
@@ -69,32 +69,32 @@ class PictureIndex:
     of one picture cost ten thousand comparisons and not their square.
 
     Attributes:
-        thumbnails: ``(N, T, T)``.
+        thumbnails: as given.
         twins: such pictures (``queries``) and the first one that they are near to (``rows``).
         num_plain: pictures that are too plain to be recognised.
 
     Args:
-        thumbnails_NTT: uint8; may be mapped from a file.
+        thumbnails_N: each a ``THUMBNAIL``; may be mapped from a file.
         max_hash_distance: bits, at most 8.
         max_difference: of ``intern_vision.data.duplicates.verify.differences``.
     """
 
     def __init__(
         self,
-        thumbnails_NTT: NDArray[np.uint8],
+        thumbnails_N: NDArray[np.void],
         *,
         max_hash_distance: int = MAX_HASH_DISTANCE,
         max_difference: float = MAX_DIFFERENCE,
     ) -> None:
-        self.thumbnails = thumbnails_NTT
+        self.thumbnails = thumbnails_N
         self._max_hash_distance, self._max_difference = max_hash_distance, max_difference
-        self._hashes_NV, self._seen_NV = view_hashes(thumbnails_NTT, STORED_VIEWS)
+        self._hashes_NV, self._seen_NV = view_hashes(thumbnails_N["grey"], STORED_VIEWS)
         self.num_plain = int((self._seen_NV[:, 0] < MIN_SEEN).sum())
         self.twins = self._find_twins()
 
-    def search(self, thumbnails_MTT: NDArray[np.uint8]) -> Hits:
+    def search(self, thumbnails_M: NDArray[np.void]) -> Hits:
         """Stored pictures near each query; ``distances`` are differences. Twins stand for the picture they are near."""
-        return self._search(thumbnails_MTT, np.arange(len(thumbnails_MTT)), itself=False)
+        return self._search(thumbnails_M, np.arange(len(thumbnails_M)), itself=False)
 
     def pairs(self) -> Hits:
         """Stored pictures near each other, each pair once, ``queries`` being the larger number."""
@@ -127,22 +127,22 @@ class PictureIndex:
             indexes.append((HashIndex(self._hashes_NV[rows, number]), rows))
         return indexes
 
-    def _search(self, thumbnails_MTT: NDArray[np.uint8], numbers: NDArray[np.int64], itself: bool) -> Hits:
+    def _search(self, thumbnails_M: NDArray[np.void], numbers: NDArray[np.int64], itself: bool) -> Hits:
         found = [no_hits()]
         for start in range(0, len(numbers), _QUERIES_AT_ONCE):
             batch = numbers[start : start + _QUERIES_AT_ONCE]
-            queries, rows, looks = self._candidates(thumbnails_MTT[batch], batch if itself else None)
+            queries, rows, looks = self._candidates(thumbnails_M[batch], batch if itself else None)
             shown = [look.shows for look in LOOKS]
-            difference = self._compare(thumbnails_MTT, batch[queries], rows, looks, shown)
+            difference = self._compare(thumbnails_M, batch[queries], rows, looks, shown)
             is_near = difference <= self._max_difference
             found.append(nearest(Hits(batch[queries][is_near], rows[is_near], difference[is_near])))
         return joined_hits(*found)
 
     def _candidates(
-        self, batch_QTT: NDArray[np.uint8], own_rows: NDArray[np.int64] | None
+        self, batch_Q: NDArray[np.void], own_rows: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Numbers in the batch, stored rows, and the look that brought them together most closely."""
-        hashes_QL, seen_QL = view_hashes(batch_QTT, [look.view for look in LOOKS])
+        hashes_QL, seen_QL = view_hashes(batch_Q["grey"], [look.view for look in LOOKS])
         found = []
         for stored, (index, rows) in enumerate(self._indexes):
             own_looks = np.array([number for number, look in enumerate(LOOKS) if look.stored == stored])
@@ -172,7 +172,7 @@ class PictureIndex:
 
     def _compare(
         self,
-        thumbnails_MTT: NDArray[np.uint8],
+        thumbnails_M: NDArray[np.void],
         queries: NDArray[np.int64],
         rows: NDArray[np.int64],
         looks: NDArray[np.int64],
@@ -182,7 +182,7 @@ class PictureIndex:
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             part = slice(start, start + _QUERIES_AT_ONCE)
             shown = [views[look] for look in looks[part]]
-            found[part] = differences(thumbnails_MTT[queries[part]], self.thumbnails[rows[part]], shown)
+            found[part] = differences(thumbnails_M[queries[part]], self.thumbnails[rows[part]], shown)
         return found
 
 

@@ -1,6 +1,6 @@
 """What is kept of images to compare them: digests, thumbnails and, with a model, embeddings; on disk, not in memory.
 
-N images, T side of a thumbnail, D width of an embedding.
+N images, D width of an embedding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intern_vision.data.duplicates.thumbnail import THUMBNAIL_PX, thumbnail
+from intern_vision.data.duplicates.thumbnail import THUMBNAIL, thumbnail
 from intern_vision.data.tables import TableWriter, iter_rows
 from intern_vision.errors import DataError
 
@@ -35,12 +35,12 @@ class Prints:
 
     Attributes:
         rows: a row an image: key, uri, split, digest (SHA-256 of the file), and ``fault``: why it could not be read.
-        thumbnails: ``(N, T, T)`` uint8, mapped from a file; 0 where there is a fault.
+        thumbnails: ``(N,)`` of ``THUMBNAIL``, mapped from a file; 0 where there is a fault.
         embeddings: ``(N, D)`` float32 of length 1, 0 where there is a fault; ``None`` without a model.
     """
 
     rows: "pa.Table"
-    thumbnails: NDArray[np.uint8]
+    thumbnails: NDArray[np.void]
     embeddings: NDArray[np.float32] | None
 
     def __len__(self) -> int:
@@ -76,8 +76,7 @@ def write_prints(
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-    shape = (num_images, THUMBNAIL_PX, THUMBNAIL_PX)
-    thumbnails = _new_array(folder / THUMBNAILS_FILE, np.uint8, shape)
+    thumbnails = _new_array(folder / THUMBNAILS_FILE, THUMBNAIL, (num_images,))
     embeddings: NDArray[np.float32] | None = None
     with TableWriter(folder / ROWS_FILE, schema) as table:
         waiting: list[tuple[int, NDArray[np.uint8]]] = []

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 
 THUMBNAIL_PX = 32
 HASH_BITS = 64
+COLOUR_CELLS = 8
+THUMBNAIL = np.dtype(
+    [("grey", np.uint8, (THUMBNAIL_PX, THUMBNAIL_PX)), ("colour", np.uint8, (COLOUR_CELLS, COLOUR_CELLS, 2))]
+)
+"""Grey values, and the two colour differences Cr and Cb of ITU-R BT.601 (128 = grey) of larger cells."""
 MIN_AMPLITUDE = 0.1
 """Grey values: a frequency must have this amplitude for its bit to be set; less is what a JPEG file adds by itself."""
 _BATCH_SIZE = 64
@@ -48,21 +53,29 @@ def opposite(span: Span) -> Span:
 WHOLE = View((0.0, 1.0), (0.0, 1.0))
 
 
-def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey ``(THUMBNAIL_PX, THUMBNAIL_PX)`` uint8 of an RGB image ``(height, width, 3)``, whatever its aspect."""
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.void]:
+    """A ``THUMBNAIL`` (shape ``()``) of an RGB image ``(height, width, 3)`` uint8, whatever its aspect."""
     import cv2
 
+    found = np.zeros((), THUMBNAIL)
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
     is_large = min(image.shape[:2]) >= THUMBNAIL_PX
     # Averaging over areas: a smaller copy of the same image gives the same thumbnail.
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_large else cv2.INTER_LINEAR)
-    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    found["grey"] = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    cells = cv2.resize(small, (COLOUR_CELLS, COLOUR_CELLS), interpolation=cv2.INTER_AREA)
+    found["colour"] = cv2.cvtColor(cells, cv2.COLOR_RGB2YCrCb)[..., 1:]
+    return found
 
 
 def view_hashes(
     thumbnails_NTT: NDArray[np.uint8], views: Sequence[View]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Hashes of the same views of every thumbnail.
+
+    Args:
+        thumbnails_NTT: their grey values, uint8.
+        views: what to hash.
 
     Returns:
         Hashes ``(N, V)``, and ``(N, V)`` how many of the 64 frequencies reach ``MIN_AMPLITUDE``: a measure of what

@@ -3,9 +3,10 @@
 A candidate comes with the view that the hashes agreed on. From there the window is refined by Gauss-Newton steps on its
 four edges (Lucas and Kanade, 1981). Two differences are then taken: that of all cells, and that of two thirds of
 them, those that agree best, so that a logo or a caption in the picture does no harm. The second has to be much smaller:
-two pictures before the same background also agree in most cells, but never as exactly.
+two pictures before the same background also agree in most cells, but never as exactly. Where both pictures have
+colours, these have to agree too.
 
-P pairs, T side of a thumbnail.
+P pairs, T side of a thumbnail, C side of a thumbnail's colours.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from intern_vision.data.duplicates.thumbnail import THUMBNAIL_PX, View, opposite
+from intern_vision.data.duplicates.thumbnail import COLOUR_CELLS, THUMBNAIL_PX, View, opposite
 
 NUM_CELLS = 8
 NUM_KEPT_CELLS = 44
@@ -24,8 +25,16 @@ PART_WEIGHT = 10.0
 """How much more exactly a part of two pictures must agree than the whole."""
 NOISE_VARIANCE = 0.1
 """Squared grey values by which a saved picture may differ from its source, of a smoothed thumbnail."""
+MIN_COLOUR = 4.0
+"""Root mean square of the colour differences of a picture from which on it is not grey."""
+MAX_COLOUR_DIFFERENCE = 0.15
+"""Share of the weaker colours by which two coloured pictures may differ, in most of the cells."""
+MIN_VARIANCE = 1.0
+"""Squared grey values that must be left of a picture once it is smoothed; fine stripes are all the same."""
 MIN_PART_DEVIATION = 2.0
 """Grey values: a part must show something."""
+# Of the 16 larger cells in which colours are compared.
+_NUM_COLOURS = 11
 _CELL_PX = THUMBNAIL_PX // NUM_CELLS
 _NUM_STEPS = 4
 _SIGMA_PX = 1.5
@@ -37,34 +46,33 @@ _MAX_STEP = 0.03
 _MAX_START = 0.5
 
 
-def differences(
-    first_PTT: NDArray[np.uint8], second_PTT: NDArray[np.uint8], views: Sequence[View]
-) -> NDArray[np.float64]:
+def differences(first_P: NDArray[np.void], second_P: NDArray[np.void], views: Sequence[View]) -> NDArray[np.float64]:
     """How much of their variation two pictures do not share.
 
     Args:
-        first_PTT: thumbnails of which the second ones show a view, or nearly.
-        second_PTT: as many.
+        first_P: each a ``THUMBNAIL``, of which the second ones show a view, or nearly.
+        second_P: as many.
         views: for each pair.
 
     Returns:
         ``(P,)`` in [0, 2]: 1 minus the correlation, less what saving adds; or, where that is smaller, ``PART_WEIGHT``
-        times the same of the cells that agree best. Not aligned, so only a bound, where it is above 0.5.
+        times the same of the cells that agree best. Not aligned, so only a bound, where it is above 0.5. Pictures of
+        different colours are 2 apart.
     """
-    found = np.empty(len(first_PTT))
-    for start in range(0, len(first_PTT), _PAIRS_AT_ONCE):
+    found = np.empty(len(first_P))
+    for start in range(0, len(first_P), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
-        found[part] = _compare(first_PTT[part], second_PTT[part], views[part])
+        found[part] = _compare(first_P[part], second_P[part], views[part])
     return found
 
 
-def _compare(first_PTT: NDArray[np.uint8], second_PTT: NDArray[np.uint8], views: Sequence[View]) -> NDArray[np.float64]:
-    mirrored_P11 = np.array([view.mirrored for view in views])[:, None, None]
-    first_PTT = np.where(mirrored_P11, first_PTT[:, :, ::-1], first_PTT).astype(np.float32)
+def _compare(first_P: NDArray[np.void], second_P: NDArray[np.void], views: Sequence[View]) -> NDArray[np.float64]:
+    is_mirrored_P = np.array([view.mirrored for view in views])
+    first_PTT = np.where(is_mirrored_P[:, None, None], first_P["grey"][:, :, ::-1], first_P["grey"]).astype(np.float32)
     # A mirrored view is a window that is mirrored afterwards: in the mirrored picture it lies at the other side.
     edges_P4 = np.array([(*view.y, *(opposite(view.x) if view.mirrored else view.x)) for view in views], np.float32)
     # The first is smoothed after its window was taken: what lies outside must not show at the borders.
-    second_PTT = _smoothing() @ second_PTT.astype(np.float32) @ _smoothing().T
+    second_PTT = _smoothing() @ second_P["grey"].astype(np.float32) @ _smoothing().T
     found_P, kept_PTT = _difference(_warp(first_PTT, edges_P4)[0], second_PTT)
     near = np.flatnonzero(found_P < _MAX_START)
     if len(near):
@@ -75,7 +83,27 @@ def _compare(first_PTT: NDArray[np.uint8], second_PTT: NDArray[np.uint8], views:
             edges_P4 = np.clip(edges_P4 + step_P4, start_P4 - _MAX_SHIFT, start_P4 + _MAX_SHIFT)
             aligned_P, kept_PTT = _difference(_warp(first_PTT, edges_P4)[0], second_PTT)
         found_P[near] = np.minimum(found_P[near], aligned_P)
+        colours = (each["colour"][near].astype(np.float32) - 128 for each in (first_P, second_P))
+        found_P[near[_has_other_colours(*colours, is_mirrored_P[near], edges_P4)]] = 2.0
     return found_P
+
+
+def _has_other_colours(
+    first_PCC2: NDArray[np.float32],
+    second_PCC2: NDArray[np.float32],
+    is_mirrored_P: NDArray[np.bool_],
+    edges_P4: NDArray[np.float32],
+) -> NDArray[np.bool_]:
+    """Whether both pictures are coloured, and differently in more cells than something laid over them explains."""
+    first_PCC2 = np.where(is_mirrored_P[:, None, None, None], first_PCC2[:, :, ::-1], first_PCC2)
+    down_PCC, across_PCC = (_resampling(edges_P4[:, at], edges_P4[:, at + 1], COLOUR_CELLS)[0] for at in (0, 2))
+    first_PCC2 = np.einsum("pij,pjkc,plk->pilc", down_PCC, first_PCC2, across_PCC)
+    strength_P = np.minimum(*((each**2).sum(3).mean((1, 2)) for each in (first_PCC2, second_PCC2))) ** 0.5
+    # Means over larger cells: at edges between colours the alignment is never exact.
+    apart_PKK2 = (first_PCC2 - second_PCC2).reshape(-1, COLOUR_CELLS // 2, 2, COLOUR_CELLS // 2, 2, 2).mean((2, 4))
+    squares_PN = (apart_PKK2**2).sum(3).reshape(len(apart_PKK2), -1)
+    apart_P = np.sort(squares_PN, axis=1)[:, :_NUM_COLOURS].mean(1) ** 0.5
+    return (strength_P >= MIN_COLOUR) & (apart_P > MAX_COLOUR_DIFFERENCE * strength_P)
 
 
 @cache
@@ -89,20 +117,23 @@ def _warp(
     image_PTT: NDArray[np.float32], edges_P4: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """The windows of the images, and their slopes down and to the right, a side of the image being 1."""
-    row_PTT, row_slope_PTT = _resampling(edges_P4[:, 0], edges_P4[:, 1])
-    column_PTT, column_slope_PTT = (each.swapaxes(1, 2) for each in _resampling(edges_P4[:, 2], edges_P4[:, 3]))
+    row_PTT, row_slope_PTT = (_smoothing() @ each for each in _resampling(edges_P4[:, 0], edges_P4[:, 1]))
+    across = _resampling(edges_P4[:, 2], edges_P4[:, 3])
+    column_PTT, column_slope_PTT = ((_smoothing() @ each).swapaxes(1, 2) for each in across)
     rows_PTT = row_PTT @ image_PTT
     return rows_PTT @ column_PTT, row_slope_PTT @ image_PTT @ column_PTT, rows_PTT @ column_slope_PTT
 
 
-def _resampling(start_P: NDArray[np.float32], end_P: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-    """Matrices ``(P, T, T)`` that interpolate along one axis and smooth, and that give the slope there.
+def _resampling(
+    start_P: NDArray[np.float32], end_P: NDArray[np.float32], side: int = THUMBNAIL_PX
+) -> tuple[NDArray[np.float32], ...]:
+    """Matrices ``(P, side, side)`` that interpolate along one axis, and that give the slope there.
 
     By cubic convolution (R. Keys, 1981, a = -1/2): linear interpolation would blur the first picture alone.
     """
-    centre_T = (np.arange(THUMBNAIL_PX, dtype=np.float32) + 0.5) / THUMBNAIL_PX
-    at_PT = (start_P[:, None] + (end_P - start_P)[:, None] * centre_T) * THUMBNAIL_PX - 0.5
-    at_PT = np.clip(at_PT, 0, THUMBNAIL_PX - 1)
+    centre_T = (np.arange(side, dtype=np.float32) + 0.5) / side
+    at_PT = (start_P[:, None] + (end_P - start_P)[:, None] * centre_T) * side - 0.5
+    at_PT = np.clip(at_PT, 0, side - 1)
     left_PT = np.floor(at_PT).astype(np.int64)
     t = at_PT - left_PT
     weights = (
@@ -112,14 +143,14 @@ def _resampling(start_P: NDArray[np.float32], end_P: NDArray[np.float32]) -> tup
         (t - 1) * t * t / 2,
     )
     slopes = (((4 - 3 * t) * t - 1) / 2, (9 * t - 10) * t / 2, ((8 - 9 * t) * t + 1) / 2, (3 * t - 2) * t / 2)
-    value, slope = (np.zeros((*at_PT.shape, THUMBNAIL_PX), np.float32) for _ in range(2))
+    value, slope = (np.zeros((*at_PT.shape, side), np.float32) for _ in range(2))
     pairs, rows = np.indices(at_PT.shape)
     for tap in range(4):
         # Beyond the border the last pixel goes on.
-        place = np.clip(left_PT + tap - 1, 0, THUMBNAIL_PX - 1)
+        place = np.clip(left_PT + tap - 1, 0, side - 1)
         value[pairs, rows, place] += weights[tap]
-        slope[pairs, rows, place] += THUMBNAIL_PX * slopes[tap]
-    return _smoothing() @ value, _smoothing() @ slope
+        slope[pairs, rows, place] += side * slopes[tap]
+    return value, slope
 
 
 def _step(
@@ -152,7 +183,9 @@ def _difference(
     """The difference as ``differences`` gives it, and 1 for the pixels of the cells that agree best, else 0."""
     whole_PTT = np.ones_like(warped_PTT)
     whole_P, variance_P, _ = _lack_of_correlation(warped_PTT, target_PTT, whole_PTT)
-    whole_P = np.maximum(0.0, whole_P - NOISE_VARIANCE / (2 * np.maximum(variance_P, 1e-3)))
+    # What saving adds explains a part of the difference; all of it where hardly anything is left to see.
+    is_seen_P = variance_P >= MIN_VARIANCE
+    whole_P = np.where(is_seen_P, np.maximum(0.0, whole_P - NOISE_VARIANCE / (2 * np.maximum(variance_P, 1e-3))), 2.0)
     # A first choice of cells without a fit, which a large logo in either picture would spoil; then by a fit of these.
     apart_PTT = target_PTT - warped_PTT
     kept_PTT = _best_cells((apart_PTT - np.median(apart_PTT, axis=(1, 2), keepdims=True)) ** 2)
@@ -176,7 +209,8 @@ def _lack_of_correlation(
     first_P, second_P, shared_P = mean(first_PTT**2), mean(second_PTT**2), mean(first_PTT * second_PTT)
     contrast_P = np.maximum(0, shared_P) / np.maximum(first_P, 1e-6)
     error_PTT = (second_PTT - contrast_P[:, None, None] * first_PTT) ** 2
-    return 1 - shared_P / np.sqrt(np.maximum(first_P * second_P, 1e-6)), np.minimum(first_P, second_P), error_PTT
+    lack_P = np.maximum(0, 1 - shared_P / np.sqrt(np.maximum(first_P * second_P, 1e-6)))
+    return lack_P, np.minimum(first_P, second_P), error_PTT
 
 
 def _best_cells(error_PTT: NDArray[np.float32]) -> NDArray[np.float32]:
