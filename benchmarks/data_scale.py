@@ -170,21 +170,22 @@ def measure(num_rows: int, folder: Path, steps: Sequence[str]) -> dict[str, floa
 
 
 def made_thumbnails(path: Path, num_rows: int) -> Any:
-    """Grey pictures of a few low frequencies, ``(num_rows, T, T)`` uint8 in a mapped file; some are noisy copies."""
+    """Grey pictures of a few low frequencies, ``(num_rows,)`` of thumbnails in a mapped file; some are noisy copies."""
     import numpy as np
 
-    from intern_vision.data.duplicates.thumbnail import THUMBNAIL_PX
+    from intern_vision.data.duplicates.thumbnail import THUMBNAIL, THUMBNAIL_PX
 
     rng = np.random.default_rng(0)
     waves = np.cos(np.pi / THUMBNAIL_PX * np.outer(np.arange(NUM_WAVES), np.arange(THUMBNAIL_PX) + 0.5))
     weights = 1 / (1 + np.add.outer(np.arange(NUM_WAVES), np.arange(NUM_WAVES)))
-    thumbnails = np.lib.format.open_memmap(path, "w+", np.uint8, (num_rows, THUMBNAIL_PX, THUMBNAIL_PX))
+    thumbnails = np.lib.format.open_memmap(path, "w+", THUMBNAIL, (num_rows,))
+    thumbnails["colour"] = 128
     for start in range(0, num_rows, 2**13):
         numbers = np.arange(start, min(start + 2**13, num_rows))
         pictures = waves.T @ (weights * rng.normal(size=(len(numbers), NUM_WAVES, NUM_WAVES))) @ waves
         twins = np.flatnonzero(numbers % TWIN_EVERY == TWIN_EVERY // 2)
         pictures[twins] = pictures[twins - 1] + rng.normal(0, 0.03, pictures[twins].shape)
-        thumbnails[numbers] = np.clip(128 + 40 * pictures, 0, 255).astype(np.uint8)
+        thumbnails["grey"][numbers] = np.clip(128 + 40 * pictures, 0, 255).astype(np.uint8)
     return thumbnails
 
 
