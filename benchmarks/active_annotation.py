@@ -38,6 +38,7 @@ BREADTH = 4.0
 ACTIVE, RANDOM = "active", "random"
 RECTIFIED, UNRECTIFIED = "rectified random", "unrectified active"
 ARMS = (ACTIVE, RANDOM, RECTIFIED, UNRECTIFIED)
+SIZES = {"num_concepts": "species to learn", "num_asked": "questions a round", "num_test": "test images a species"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +54,12 @@ class Scale:
         num_test: test images a concept.
     """
 
-    num_concepts: int = 20
+    num_concepts: int = 50
     num_pool: int = 2400
     num_start: int = 3
-    num_asked: int = 60
+    num_asked: int = 100
     num_rounds: int = 8
-    num_test: int = 15
+    num_test: int = 30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -316,8 +317,11 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for curves.json and curves.svg")
     parser.add_argument("--seeds", type=int, default=3, help="pools")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=(ACTIVE, RANDOM), help="ways to choose")
+    for name, words in SIZES.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Scale(), name), help=words)
     arguments = parser.parse_args(options)
-    scale, encoder = Scale(), ImageEncoder.load(arguments.model)
+    scale = Scale(**{name: getattr(arguments, name) for name in SIZES})
+    encoder = ImageEncoder.load(arguments.model)
     flowers = Flowers(encoder, scale)
     curves: dict[str, list[Curve]] = {}
     for arm in arguments.arms:
