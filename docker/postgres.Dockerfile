@@ -9,7 +9,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends postgresql-common tini \
     && echo 'create_main_cluster = false' >> /etc/postgresql-common/createcluster.conf \
     && apt-get install -y --no-install-recommends postgresql-15 \
-    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --gid 0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin intern \
     && install -d -o 10001 -g 0 -m 0700 /data
 COPY --chmod=0755 docker/postgres.sh /usr/local/bin/serve-postgres
