@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import hardware
-from intern_vision.data.duplicates.near import MAX_HASH_DISTANCE
 from intern_vision.data.duplicates.search import HashIndex
 
 SIZES = (10_000, 100_000, 1_000_000)
 NUM_BRUTE_QUERIES = 50
 NUM_PLANTED = 2_000
+MAX_DISTANCE = 5
+"""Bits up to which one changed bit of a part of a hash finds everything."""
 
 
 def planted_hashes(
@@ -38,14 +39,15 @@ def main(options: Sequence[str] | None = None) -> None:
     """Prints a line a size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-hashes", type=int, nargs="+", default=SIZES, help="sizes")
-    parser.add_argument("--max-distance", type=int, default=MAX_HASH_DISTANCE, help="bits")
+    parser.add_argument("--max-distance", type=int, default=MAX_DISTANCE, help="bits")
+    parser.add_argument("--max-flips", type=int, help="changed bits of a part that are tried; all needed without it")
     given = parser.parse_args(options)
     for num_hashes in given.num_hashes:
         hashes_N, planted = planted_hashes(num_hashes, given.max_distance)
         started = time.process_time()
         index = HashIndex(hashes_N)
         built_s = time.process_time() - started
-        hits = index.search(hashes_N, given.max_distance)
+        hits = index.search(hashes_N, given.max_distance, max_flips=given.max_flips)
         taken_s = time.process_time() - started
         found = set(zip(hits.queries.tolist(), hits.rows.tolist(), strict=True))
         recall = sum(pair in found for pair in planted) / len(planted)

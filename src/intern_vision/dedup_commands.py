@@ -74,7 +74,7 @@ def _lines(facts: dict[str, Any], leaks: list[dict[str, Any]], uri: str) -> list
         methods = ", ".join(f"{count} {method}" for method, count in sorted(leak["by_method"].items())) or "none"
         numbers = f"{leak['num_images']:>8}  {leak['num_leaks']:>6}"
         lines.append(f"           {_set_name(leak):<{width}}  {numbers}  {methods}")
-    for fact, words in (("num_unreadable", "unreadable"), ("num_plain", "too plain")):
+    for fact, words in (("num_unreadable", "unreadable"), ("num_plain", "too plain"), ("num_crowded", "crowded")):
         if facts[fact]:
             lines.append(f"{words:<10} {facts[fact]}")
     return [*lines, f"manifest   {uri}"]

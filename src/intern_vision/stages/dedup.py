@@ -67,14 +67,14 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
         DataError: an input that is missing or corrupt.
     """
     from intern_vision.data.duplicates.find import ImageSet
-    from intern_vision.data.duplicates.prints import model_embedding
     from intern_vision.data.duplicates.removal import Removal
+    from intern_vision.data.image_vectors import ImageVectors
     from intern_vision.data.manifest_store import commit_manifest, load_manifest
 
     ref = inputs.one("manifest")
     info, path = load_manifest(context, ref, context.scratch_dir / "inputs")
     model = inputs.optional("model")
-    embed = model_embedding(context.fetch(model)) if model else None
+    embed = ImageVectors.load(context.fetch(model)).unit if model else None
     prints = _prints(config, ref, model, embed, context)
     config = _measure(config, prints, embed, context)
     images = ImageSet(prints, config)
@@ -86,7 +86,7 @@ def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     outcome = removal.write(context.output_dir)
     if outcome.num_conflicts:
         context.progress.say(f"{outcome.num_conflicts} duplicates have other labels than the image that is kept")
-    context.facts |= outcome.facts() | {"num_plain": images.num_plain}
+    context.facts |= outcome.facts() | {"num_plain": images.num_plain, "num_crowded": images.num_crowded}
     settings = config.to_dict() | {"against": [other.uri for other in inputs.many("against")]}
     settings |= {"model": model.uri} if model else {}
     info = info.model_copy(update={"steps": (*info.steps, outcome.step(settings))})

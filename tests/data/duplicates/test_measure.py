@@ -3,6 +3,7 @@ import pytest
 from made_manifests import picture
 
 from benchmarks.duplicate_recall import figures, made_images, photo_tiles
+from intern_vision.data.duplicates import near
 from intern_vision.data.duplicates.measure import (
     COSINES,
     curve_svg,
@@ -44,6 +45,43 @@ def test_a_hundred_copies_cost_a_hundred_comparisons(images):
     assert [len(each) for each in (without_near([images[0]] * 3 + images[1:3]), without_near(images[:1]))] == [3, 1]
 
 
+def test_pictures_that_too_many_resemble_are_counted(images, monkeypatch):
+    monkeypatch.setattr(near, "MAX_SHARING", 4)
+    # The same brightness, so the same hash, in colours that have nothing in common.
+    alike = np.repeat(thumbnail(images[0])[None], 12)
+    alike["colour"] = np.random.default_rng(0).integers(0, 256, alike["colour"].shape)
+    index = PictureIndex(alike)
+    assert not len(index.pairs().rows) and index.num_crowded == 8
+    others = PictureIndex(np.stack([thumbnail(image) for image in images[:6]]))
+    assert not len(others.pairs().rows) and others.num_crowded == 0
+
+
+@pytest.mark.parametrize("contrast", [0.12, 1.0])
+def test_something_glaring_in_a_faint_picture_does_no_harm(images, contrast):
+    image = np.clip(128 + contrast * (images[0].astype(float) - 128), 0, 255).astype(np.uint8)
+    height, width = image.shape[:2]
+    changed = image.copy()
+    changed[: height // 10] = (250, 210, 40)
+    other = np.clip(128 + contrast * (images[1].astype(float) - 128), 0, 255).astype(np.uint8)
+    first, second, third = (thumbnail(each)[None] for each in (image, changed, other))
+    assert differences(first, second, [WHOLE])[0] < 0.001 and differences(second, first, [WHOLE])[0] < 0.001
+    assert differences(third, second, [WHOLE])[0] > 0.05
+    # Where much is covered nothing is known of the rest.
+    changed[: height // 3] = (250, 210, 40)
+    assert differences(first, thumbnail(changed)[None], [WHOLE])[0] > 0.0075
+
+
+def test_what_is_far_apart_is_not_aligned_to_the_end(images):
+    parts = [image[: round(0.93 * image.shape[0]), round(0.04 * image.shape[1]) :] for image in images[:8]]
+    first = np.stack([thumbnail(image) for image in [*images[:8], *images[1:9]]])
+    second = np.stack([thumbnail(part) for part in [*parts, *parts]])
+    views = [View((0.0, 0.95), (0.025, 1.0))] * 16
+    exact, bound = (differences(first, second, views, exact_to=limit) for limit in (0.05, 0.0075))
+    is_near = exact <= 0.0075
+    assert is_near[:8].sum() >= 6 and not is_near[8:].any()
+    assert (bound[is_near] == exact[is_near]).all() and (bound[~is_near] > 0.0075).all()
+
+
 def test_either_may_be_a_part_of_the_other(images):
     rng = np.random.default_rng(0)
     images = [images[number] for number in range(0, 48, 8)]
@@ -59,8 +97,8 @@ def test_alignment_is_finer_than_the_views(images):
     height, width = image.shape[:2]
     part = image[: round(0.93 * height), round(0.04 * width) :]
     first, second = thumbnail(image)[None], thumbnail(part)[None]
-    near, far = (differences(first, second, [view])[0] for view in (View((0.0, 0.95), (0.025, 1.0)), WHOLE))
-    assert near < 0.005 and far > 2 * near
+    close, far = (differences(first, second, [view])[0] for view in (View((0.0, 0.95), (0.025, 1.0)), WHOLE))
+    assert close < 0.005 and far > 2 * close
     flipped = np.ascontiguousarray(part[:, ::-1])
     mirrored = View((0.0, 0.95), (0.025, 1.0), mirrored=True)
     assert differences(first, thumbnail(flipped)[None], [mirrored])[0] < 0.005

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from intern_vision.data.annotation.rectify import Described
 from intern_vision.data.annotation.spoil import STATISTICS, image_statistics
 from intern_vision.data.annotation.tasks import Question
+from intern_vision.data.image_vectors import BATCH_IMAGES, ImageVectors
 from intern_vision.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from intern_vision.heads.base import Prediction
     from intern_vision.models.vision import VisionModel
 
-BATCH_IMAGES = 64
 AUTO, PROBE = "auto", "probe"
 Probabilities = Callable[[NDArray[np.floating]], NDArray[np.float32]]
 
@@ -32,14 +34,13 @@ class ImageEncoder:
         width: D.
 
     Args:
-        model: in eval mode; moved to the GPU where there is one.
+        model: as ``ImageVectors`` takes it.
         head: name of the head to ask; empty for none.
     """
 
     def __init__(self, model: "VisionModel", head: str = "") -> None:
-        from intern_vision.train.features import compute_device
-
-        self.model = model.to(compute_device())
+        self._vectors = ImageVectors(model)
+        self.model = self._vectors.model
         self.head = head
         self.class_names = model.spec.heads[head].task.class_names if head else ()
         self.width = sum(model.backbone.channels[:-1]) + model.backbone.vector_width
@@ -74,13 +75,14 @@ class ImageEncoder:
             raise ConfigError("selection.head: boxes are proposed by a head of family detect; give a model with one")
         if head == AUTO:
             head = next(iter(known), fitting[0] if question == "box" else PROBE)
-        return cls(model, "" if head == PROBE else head)  # fmt: skip
+        return cls(model, "" if head == PROBE else head)
 
     def look(self, images: Sequence[NDArray[np.uint8]]) -> "tuple[Described, list[Prediction]]":
         """Vectors and statistics of images ``(H, W, 3)`` uint8 of any size, and the head's predictions."""
         vectors, predictions = [np.zeros((0, self.width), np.float32)], []
-        for start in range(0, len(images), BATCH_IMAGES):
-            own, said = self._forward(images[start : start + BATCH_IMAGES])
+        for number, x_BCHW in enumerate(self._vectors.batches(images)):
+            batch = images[number * BATCH_IMAGES :][:BATCH_IMAGES]
+            own, said = self._forward(x_BCHW, [image.shape[:2] for image in batch])
             vectors.append(own)
             predictions += said
         statistics = [image_statistics(image) for image in images]
@@ -94,22 +96,19 @@ class ImageEncoder:
         """Vectors and statistics alone."""
         return self.look(images)[0]
 
-    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> "tuple[NDArray[np.float32], list[Prediction]]":
+    def _forward(
+        self, x_BCHW: "Tensor", sizes_px: list[tuple[int, int]]
+    ) -> "tuple[NDArray[np.float32], list[Prediction]]":
         import torch
 
-        from intern_vision.data.augment import resize_image
         from intern_vision.heads.resize import predict_at
 
-        side_px = self.model.spec.image_size_px
-        stacked = np.stack([resize_image(image, side_px) for image in images])
         with torch.inference_mode():
-            x_BCHW = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(next(self.model.parameters()).device)
             if not self.head:
-                return self.model(x_BCHW).pooled_pyramid().float().cpu().numpy(), []
+                return self._vectors.features(x_BCHW).pooled_pyramid().float().cpu().numpy(), []
             features = self.model.head_features(x_BCHW, [self.head])[self.head]
             head = self.model.heads[self.head]
-            sizes_px = [image.shape[:2] for image in images]
-            said = predict_at(head, head(features), (side_px, side_px), sizes_px)
+            said = predict_at(head, head(features), tuple(x_BCHW.shape[2:]), sizes_px)
             return features.pooled_pyramid().float().cpu().numpy(), said
 
 

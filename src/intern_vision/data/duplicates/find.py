@@ -17,7 +17,7 @@ class FindConfig(Config):
     Attributes:
         perceptual: also images that look the same: saved anew, resized, grey, mirrored, cropped by up to a tenth of
             each side, or with something laid over a small part.
-        max_hash_distance: bits by which hashes of candidates may differ.
+        max_hash_distance: bits by which hashes of candidates may differ; up to 5 bits none is missed.
         max_difference: variation that they may not share once aligned, in [0, 2].
         min_cosine: of the embeddings of the input ``model``, where there is one; 0 takes the least cosine that at most
             ``max_false_share`` of distinct images reach, as measured on some of the images.
@@ -62,6 +62,11 @@ class ImageSet:
     def num_plain(self) -> int:
         """Images too plain for their shape to be recognised; 0 where nobody looked."""
         return self._pictures.num_plain if self._pictures else 0
+
+    @property
+    def num_crowded(self) -> int:
+        """Images that too many others resemble for all of them to be compared; known once links were asked for."""
+        return self._pictures.num_crowded if self._pictures else 0
 
     def links(self) -> Links:
         """Pairs of the same image."""

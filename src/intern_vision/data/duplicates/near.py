@@ -1,37 +1,41 @@
 """Pictures near each other, by their thumbnails: hashes of views find candidates, alignment decides.
 
-N stored images, M queries, V views.
+N stored images, M queries, L looks, C candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from intern_vision.data.duplicates.search import HashIndex, Hits, joined_hits, no_hits
+from intern_vision.data.duplicates.search import HashIndex, Hits, joined_hits
 from intern_vision.data.duplicates.thumbnail import WHOLE, Span, View, opposite, thumbnail, view_hashes
 from intern_vision.data.duplicates.verify import differences
 
-MAX_HASH_DISTANCE = 5
+MAX_HASH_DISTANCE = 6
 MAX_DIFFERENCE = 0.0075
 MIN_SEEN = 8
 """A view in which fewer of the 64 frequencies are to be seen is too plain to be recognised by its shape."""
 MAX_CUT = 0.1
 """Share of a side that a crop may lack."""
-_NUM_CUTS = 4
+_NUM_CUTS = 3
 _SEEN_PER_BIT = 4
-_MAX_CANDIDATES = 64
+MAX_CANDIDATES = 64
+"""Of a query, those with the nearest hashes; others are not compared."""
+MAX_SHARING = 512
+"""Stored images with a third of a hash in common that are found through it; of more of them the first."""
+_MAX_FLIPS = 1
 _QUERIES_AT_ONCE = 512
 _FULL: Span = (0.0, 1.0)
-_THIRDS: tuple[Span, ...] = ((0.0, 0.4), (0.3, 0.7), (0.6, 1.0))
+_THIRDS: tuple[Span, ...] = ((0.0, 0.32), (0.34, 0.66), (0.68, 1.0))
 _CUT_SPANS = tuple(
     (MAX_CUT * first / _NUM_CUTS, 1 - MAX_CUT * last / _NUM_CUTS)
     for first in range(_NUM_CUTS + 1)
     for last in range(_NUM_CUTS + 1 - first)
 )
-# Strips of the image: of six of them, something laid over a tenth of the area leaves at least one alone.
+# Strips of the image: what touches all of the four outer ones covers more than a tenth of the area.
 STORED_VIEWS = (WHOLE, *(View(_FULL, span) for span in _THIRDS), *(View(span, _FULL) for span in _THIRDS))
 
 
@@ -60,6 +64,7 @@ LOOKS = (
 """Crops of the query by up to a tenth of each side, its mirror image, and strips of both."""
 # Candidates of one kind compete: all crops, and the whole picture as it is or mirrored found through strips.
 _KINDS = np.array([0 if look.stored == 0 and not look.shows.mirrored else 1 + look.shows.mirrored for look in LOOKS])
+_CANDIDATE = np.dtype([("query", np.int32), ("row", np.int32), ("look", np.int16), ("distance", np.uint8)])
 
 
 class PictureIndex:
@@ -72,6 +77,7 @@ class PictureIndex:
         thumbnails: as given.
         twins: such pictures (``queries``) and the first one that they are near to (``rows``).
         num_plain: pictures that are too plain to be recognised.
+        num_crowded: pictures of which some view is stored under parts of a hash that too many others have.
 
     Args:
         thumbnails_N: each a ``THUMBNAIL``; may be mapped from a file.
@@ -90,6 +96,7 @@ class PictureIndex:
         self._max_hash_distance, self._max_difference = max_hash_distance, max_difference
         self._hashes_NV, self._seen_NV = view_hashes(thumbnails_N["grey"], STORED_VIEWS)
         self.num_plain = int((self._seen_NV[:, 0] < MIN_SEEN).sum())
+        self.num_crowded = 0
         self.twins = self._find_twins()
 
     def search(self, thumbnails_M: NDArray[np.void]) -> Hits:
@@ -119,56 +126,46 @@ class PictureIndex:
         is_original[self.twins.queries] = False
         return np.flatnonzero(is_original)
 
-    @cached_property
-    def _indexes(self) -> list[tuple[HashIndex, NDArray[np.int64]]]:
-        indexes = []
-        for number in range(len(STORED_VIEWS)):
-            rows = self._originals[self._seen_NV[self._originals, number] >= MIN_SEEN]
-            indexes.append((HashIndex(self._hashes_NV[rows, number]), rows))
-        return indexes
-
     def _search(self, thumbnails_M: NDArray[np.void], numbers: NDArray[np.int64], itself: bool) -> Hits:
-        found = [no_hits()]
-        for start in range(0, len(numbers), _QUERIES_AT_ONCE):
-            batch = numbers[start : start + _QUERIES_AT_ONCE]
-            queries, rows, looks = self._candidates(thumbnails_M[batch], batch if itself else None)
-            shown = [look.shows for look in LOOKS]
-            difference = self._compare(thumbnails_M, batch[queries], rows, looks, shown)
-            is_near = difference <= self._max_difference
-            found.append(nearest(Hits(batch[queries][is_near], rows[is_near], difference[is_near])))
-        return joined_hits(*found)
+        candidates_C = np.empty(0, _CANDIDATE)
+        # One stored view after the other: the index of each is many times larger than its hashes.
+        for stored in range(len(STORED_VIEWS)):
+            parts = self._candidates(thumbnails_M, numbers, itself, stored)
+            candidates_C = _best(np.concatenate([candidates_C, *parts]))
+        queries, rows = candidates_C["query"].astype(np.int64), candidates_C["row"].astype(np.int64)
+        difference_C = self._compare(thumbnails_M, queries, rows, candidates_C["look"], [look.shows for look in LOOKS])
+        is_near = difference_C <= self._max_difference
+        return nearest(Hits(queries[is_near], rows[is_near], difference_C[is_near]))
 
     def _candidates(
-        self, batch_Q: NDArray[np.void], own_rows: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Numbers in the batch, stored rows, and the look that brought them together most closely."""
-        hashes_QL, seen_QL = view_hashes(batch_Q["grey"], [look.view for look in LOOKS])
-        found = []
-        for stored, (index, rows) in enumerate(self._indexes):
-            own_looks = np.array([number for number, look in enumerate(LOOKS) if look.stored == stored])
-            hits = index.search(hashes_QL[:, own_looks].ravel(), self._max_hash_distance)
-            queries, place = np.divmod(hits.queries, len(own_looks))
-            stored_rows, looks = rows[hits.rows], own_looks[place]
+        self, thumbnails_M: NDArray[np.void], numbers: NDArray[np.int64], itself: bool, stored: int
+    ) -> Iterator[NDArray[np.void]]:
+        """Queries and rows whose hashes are near by a look at one stored view, some queries at a time."""
+        looks = np.array([number for number, look in enumerate(LOOKS) if look.stored == stored])
+        views = [LOOKS[look].view for look in looks]
+        rows = self._originals[self._seen_NV[self._originals, stored] >= MIN_SEEN]
+        is_worth = len(numbers) * len(looks) > len(rows)
+        index = HashIndex(self._hashes_NV[rows, stored], num_stored_flips=int(is_worth), max_sharing=MAX_SHARING)
+        self.num_crowded = max(self.num_crowded, index.num_crowded)
+        place_N = np.full(len(self.thumbnails), -1, np.int64)
+        place_N[rows] = np.arange(len(rows))
+        for start in range(0, len(numbers), _QUERIES_AT_ONCE):
+            batch = numbers[start : start + _QUERIES_AT_ONCE]
+            hashes_QL, seen_QL = view_hashes(thumbnails_M[batch]["grey"], views)
+            asked, place = np.nonzero(seen_QL >= MIN_SEEN)
+            own_rows = place_N[batch[asked]] if itself else None
+            hits = index.search(
+                hashes_QL[asked, place], self._max_hash_distance, max_flips=_MAX_FLIPS, own_rows_M=own_rows
+            )
+            asked, place, found = asked[hits.queries], place[hits.queries], rows[hits.rows]
             # The fewer frequencies there are to see, the fewer may differ.
-            seen = np.minimum(seen_QL[queries, looks], self._seen_NV[stored_rows, stored]).astype(np.int64)
-            is_good = (seen >= MIN_SEEN) & (_SEEN_PER_BIT * hits.distances <= seen)
-            if own_rows is not None:
-                is_good &= own_rows[queries] != stored_rows
-            found.append(np.stack([queries, stored_rows, looks, hits.distances.astype(np.int64)])[:, is_good])
-        queries, stored_rows, looks, distances = np.concatenate(found, axis=1)
-        kinds = _KINDS[looks]
-        order = np.lexsort((looks, distances, kinds, stored_rows, queries))
-        queries, stored_rows, looks, distances, kinds = (
-            values[order] for values in (queries, stored_rows, looks, distances, kinds)
-        )
-        is_first = _is_new(queries, stored_rows, kinds)
-        queries, stored_rows, looks, distances = (
-            values[is_first] for values in (queries, stored_rows, looks, distances)
-        )
-        order = np.lexsort((stored_rows, distances, queries))
-        rank = np.arange(len(order)) - np.searchsorted(queries[order], queries[order], side="left")
-        kept = np.sort(order[rank < _MAX_CANDIDATES])
-        return queries[kept], stored_rows[kept], looks[kept]
+            seen = np.minimum(seen_QL[asked, place], self._seen_NV[found, stored]).astype(np.int64)
+            is_good = _SEEN_PER_BIT * hits.distances <= seen
+            part_C = np.empty(int(is_good.sum()), _CANDIDATE)
+            values = batch[asked], found, looks[place], hits.distances
+            for name, value in zip(_CANDIDATE.names, values, strict=True):
+                part_C[name] = value[is_good]
+            yield _best(part_C)
 
     def _compare(
         self,
@@ -182,8 +179,21 @@ class PictureIndex:
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             part = slice(start, start + _QUERIES_AT_ONCE)
             shown = [views[look] for look in looks[part]]
-            found[part] = differences(thumbnails_M[queries[part]], self.thumbnails[rows[part]], shown)
+            pairs = thumbnails_M[queries[part]], self.thumbnails[rows[part]]
+            found[part] = differences(*pairs, shown, exact_to=self._max_difference)
         return found
+
+
+def _best(candidates_C: NDArray[np.void]) -> NDArray[np.void]:
+    """Of each query, row and kind the look with the nearest hash, and the nearest of each query."""
+    queries, rows, looks, distances = (candidates_C[name] for name in _CANDIDATE.names)
+    kinds = _KINDS[looks]
+    order = np.lexsort((looks, distances, kinds, rows, queries))
+    candidates_C = candidates_C[order][_is_new(queries[order], rows[order], kinds[order])]
+    queries, rows, looks, distances = (candidates_C[name] for name in _CANDIDATE.names)
+    order = np.lexsort((looks, rows, distances, queries))
+    rank = np.arange(len(order)) - np.searchsorted(queries[order], queries[order], side="left")
+    return candidates_C[np.sort(order[rank < MAX_CANDIDATES])]
 
 
 def without_near(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

@@ -164,34 +164,6 @@ def _ok_rows(path: Path) -> Iterator[dict[str, Any]]:
     return (row for row in iter_rows(path, (*COLUMNS[:-1], "status")) if row["status"] == "ok")
 
 
-def model_embedding(model_dir: Path) -> Embed:
-    """The image vector of a registered backbone as a function of images.
-
-    Args:
-        model_dir: local folder with ``weights.safetensors`` and ``model.json``.
-
-    Raises:
-        CheckpointError: the two files do not fit.
-    """
-    import torch
-
-    from intern_vision.data.augment import resize_image
-    from intern_vision.models.vision import VisionModel
-    from intern_vision.train.features import infer
-
-    model = VisionModel.load(model_dir)
-    size_px = model.spec.image_size_px
-
-    @torch.inference_mode()
-    def embed(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        batch = np.stack([resize_image(image, size_px) for image in images])
-        image_BCHW = torch.from_numpy(batch).permute(0, 3, 1, 2)
-        vector_BD = infer(model, image_BCHW, bf16=False).vector_BD
-        return torch.nn.functional.normalize(vector_BD, dim=1).cpu().numpy()
-
-    return embed
-
-
 def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     if 0 in shape:
         np.save(path, np.zeros(shape, dtype))

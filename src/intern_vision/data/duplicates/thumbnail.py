@@ -25,7 +25,7 @@ THUMBNAIL = np.dtype(
 """Grey values, and the two colour differences Cr and Cb of ITU-R BT.601 (128 = grey) of larger cells."""
 MIN_AMPLITUDE = 0.1
 """Grey values: a frequency must have this amplitude for its bit to be set; less is what a JPEG file adds by itself."""
-_BATCH_SIZE = 64
+_BATCH_SIZE = 128
 
 Span = tuple[float, float]
 
@@ -81,27 +81,28 @@ def view_hashes(
         Hashes ``(N, V)``, and ``(N, V)`` how many of the 64 frequencies reach ``MIN_AMPLITUDE``: a measure of what
         there is to see. The hash of a plain image says little.
     """
-    spans = tuple(sorted({span for view in views for span in (view.y, view.x)}))
-    transform_WKT = _window_transforms(spans)
-    num_windows, num_frequencies, side = transform_WKT.shape
-    flat_MT = transform_WKT.reshape(-1, side)
+    spans_y, spans_x = (tuple(sorted({span(view) for view in views})) for span in (lambda v: v.y, lambda v: v.x))
+    down_WKT, across_WKT = _window_transforms(spans_y), _window_transforms(spans_x)
+    down_MT, across_MT = (each.reshape(-1, THUMBNAIL_PX) for each in (down_WKT, across_WKT))
     rows, columns = _frequencies().T
-    is_odd_B = columns % 2 == 1
-    places = [(spans.index(view.y), spans.index(view.x), view.mirrored) for view in views]
+    is_odd_B1 = (columns % 2 == 1)[:, None]
+    places = [(spans_y.index(view.y), spans_x.index(view.x), view.mirrored) for view in views]
     hashes_NV = np.empty((len(thumbnails_NTT), len(views)), np.uint64)
     num_seen_NV = np.empty((len(thumbnails_NTT), len(views)), np.uint8)
-    shape = (-1, num_windows, num_frequencies, num_windows, num_frequencies)
     for start in range(0, len(thumbnails_NTT), _BATCH_SIZE):
         part = slice(start, start + _BATCH_SIZE)
-        values = (flat_MT @ thumbnails_NTT[part].astype(np.float32) @ flat_MT.T).reshape(shape)
+        # Images last: every step below then works on whole rows of them.
+        image_TTN = np.ascontiguousarray(thumbnails_NTT[part].transpose(1, 2, 0), np.float32)
+        half_MTN = (down_MT @ image_TTN.reshape(THUMBNAIL_PX, -1)).reshape(len(down_MT), THUMBNAIL_PX, -1)
+        value = (across_MT @ half_MTN).reshape(*down_WKT.shape[:2], *across_WKT.shape[:2], -1)
+        is_positive, is_negative = value > MIN_AMPLITUDE, value < -MIN_AMPLITUDE
         for number, (y, x, mirrored) in enumerate(places):
-            chosen_NB = values[:, y, rows, x, columns]
-            if mirrored:
-                # Mirroring changes the sign of every odd horizontal frequency and of nothing else.
-                chosen_NB = np.where(is_odd_B, -chosen_NB, chosen_NB)
-            bits_NB = np.ascontiguousarray(chosen_NB > MIN_AMPLITUDE)
-            hashes_NV[part, number] = np.packbits(bits_NB, axis=1).view(np.uint64)[:, 0]
-            num_seen_NV[part, number] = np.count_nonzero(np.abs(chosen_NB) > MIN_AMPLITUDE, axis=1)
+            positive_BN, negative_BN = is_positive[y, rows, x, columns], is_negative[y, rows, x, columns]
+            # Mirroring changes the sign of every odd horizontal frequency and of nothing else.
+            set_BN = np.where(is_odd_B1, negative_BN, positive_BN) if mirrored else positive_BN
+            packed_N8 = np.ascontiguousarray(np.packbits(set_BN, axis=0).T)
+            hashes_NV[part, number] = packed_N8.view(np.uint64)[:, 0]
+            num_seen_NV[part, number] = (positive_BN | negative_BN).sum(axis=0, dtype=np.uint8)
     return hashes_NV, num_seen_NV
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from intern_vision.data.augment import resize_image
 from intern_vision.data.filters.rows import FilterRows
 from intern_vision.data.filters.rules import ClusterRule, ScoreRule
+from intern_vision.data.image_vectors import BATCH_IMAGES, ImageVectors
 from intern_vision.data.manifest_store import open_images
 from intern_vision.data.tables import TableWriter
 from intern_vision.errors import ConfigError
@@ -23,9 +24,6 @@ from intern_vision.stages.prepare import TOKENIZER_FILE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from intern_vision.models.vision import VisionModel
-
-BATCH_SIZE = 64
 SCORES_FILE = "scores.parquet"
 IMAGES_PER_CLUSTER = 1_000
 _CHUNK_ROWS = 1_024
@@ -41,21 +39,21 @@ def score_faults(rule: ScoreRule, rows: FilterRows) -> dict[int, str]:
     """
     import pyarrow as pa
 
-    model_dir, model = _model(rows, "score")
-    if model.text is None:
+    vectors = _vectors(rows, "score")
+    if vectors.model.text is None:
         raise ConfigError("rule score: the model has no text tower; give the weights of an amateur")
-    similar = _similarity(model, model_dir)
+    similar = _similarity(vectors, rows.model_dir)
     found: dict[int, str] = {}
     scored: list[tuple[float, str, int]] = []
     schema = pa.schema([("key", pa.string()), ("similarity", pa.float64())])
     captioned = ((position, row) for position, row in rows.rows("key", "uri", "caption") if row["caption"])
     num_captioned = sum(bool(row["caption"]) for _, row in rows.rows("caption"))
     with TableWriter(rows.out_dir / SCORES_FILE, schema) as writer:
-        for good, bad in _batches(captioned, rows, num_captioned, model.spec.image_size_px):
+        for good, bad in _batches(captioned, rows, num_captioned, vectors.model.spec.image_size_px):
             found |= {position: f"score: {_UNREADABLE}{error}" for position, error in bad.items()}
             if not good:
                 continue
-            values_B = similar([row["caption"] for _, row, _ in good], np.stack([image for _, _, image in good]))
+            values_B = similar([row["caption"] for _, row, _ in good], [image for _, _, image in good])
             for (position, row, _), value in zip(good, values_B.tolist(), strict=True):
                 writer.add({"key": row["key"], "similarity": value})
                 scored.append((value, row["key"], position))
@@ -76,7 +74,7 @@ def cluster_faults(rule: ClusterRule, rows: FilterRows) -> dict[int, str]:
     Raises:
         ConfigError: there is no model.
     """
-    _, model = _model(rows, "cluster")
+    vectors = _vectors(rows, "cluster")
     num_rows = rows.num_rows()
     if not num_rows:
         return {}
@@ -85,12 +83,11 @@ def cluster_faults(rule: ClusterRule, rows: FilterRows) -> dict[int, str]:
     keys: list[str] = []
     path = rows.scratch_dir / "vectors.npy"
     vectors_ND: Any = None
-    embed = _image_vectors(model)
-    for good, bad in _batches(rows.rows("key", "uri"), rows, num_rows, model.spec.image_size_px):
+    for good, bad in _batches(rows.rows("key", "uri"), rows, num_rows, vectors.model.spec.image_size_px):
         found |= {position: f"cluster: {_UNREADABLE}{error}" for position, error in bad.items()}
         if not good:
             continue
-        own_BD = embed(np.stack([image for _, _, image in good]))
+        own_BD = vectors.unit([image for _, _, image in good])
         if vectors_ND is None:
             shape = (num_rows, own_BD.shape[1])
             # On disk: a million vectors need not lie in memory.
@@ -159,14 +156,10 @@ def repeats(
                 yield int(order_C[start + row]), int(order_C[best]), float(cosine_BC[row, best])
 
 
-def _model(rows: FilterRows, rule: str) -> "tuple[Path, VisionModel]":
-    from intern_vision.models.vision import VisionModel, best_labelled_dir
-    from intern_vision.train.features import compute_device
-
+def _vectors(rows: FilterRows, rule: str) -> ImageVectors:
     if rows.model_dir is None:
         raise ConfigError(f"rule {rule}: needs a model; give the Ref of its weights (--model)")
-    folder = best_labelled_dir(rows.model_dir)
-    return rows.model_dir, VisionModel.load(folder).to(compute_device()).eval()
+    return ImageVectors.load(rows.model_dir)
 
 
 Opened = tuple[int, Mapping[str, Any], NDArray[np.uint8]]
@@ -179,7 +172,7 @@ def _batches(
     numbered = ({**row, "position": position} for position, row in found)
     done = 0
     images = open_images(numbered, rows.num_threads)
-    while opened := list(islice(images, BATCH_SIZE)):
+    while opened := list(islice(images, BATCH_IMAGES)):
         good: list[Opened] = []
         bad: dict[int, str] = {}
         for row, image in opened:
@@ -192,42 +185,27 @@ def _batches(
         yield good, bad
 
 
-def _image_vectors(model: "VisionModel") -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """A function from images ``(B, H, W, 3)`` to unit vectors ``(B, D)``, the model's pooled image vectors."""
-
-    def embed(image_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return _unit(_pooled(model, image_BHWC)).cpu().numpy()
-
-    return embed
-
-
-def _similarity(model: "VisionModel", folder: Path) -> Callable[[list[str], NDArray[np.uint8]], NDArray[np.float64]]:
-    """A function from B captions and images ``(B, H, W, 3)`` to their cosines ``(B,)`` in the joint space."""
+def _similarity(
+    vectors: ImageVectors, folder: Path
+) -> Callable[[list[str], list[NDArray[np.uint8]]], NDArray[np.float64]]:
+    """A function from B captions and images, of one batch, to their cosines ``(B,)`` in the joint space."""
     import torch
 
     from intern_vision.data.text import Tokenizer
 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-    text = model.text
-    context_length = model.spec.text.context_length  # type: ignore[union-attr]
+    text = vectors.model.text
+    context_length = vectors.model.spec.text.context_length  # type: ignore[union-attr]
 
     @torch.inference_mode()
-    def similar(captions: list[str], image_BHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def similar(captions: list[str], images: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
         tokens_BL = torch.from_numpy(np.stack([tokenizer.encode(caption, context_length) for caption in captions]))
-        image_BD = _unit(text.projection(_pooled(model, image_BHWC)))  # type: ignore[union-attr]
+        (image_BCHW,) = vectors.batches(images)
+        image_BD = _unit(text.projection(vectors.features(image_BCHW).vector_BD))  # type: ignore[union-attr]
         text_BD = _unit(text.encoder(tokens_BL.to(image_BD.device))[0])  # type: ignore[union-attr]
         return (image_BD * text_BD).sum(1).double().cpu().numpy()
 
     return similar
-
-
-def _pooled(model: "VisionModel", image_BHWC: NDArray[np.uint8]) -> "Tensor":
-    import torch
-
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2).to(device)
-        return model.view_features(image_BCHW, model.views[:1])[model.views[0]].vector_BD
 
 
 def _unit(vector_BD: "Tensor") -> "Tensor":
