@@ -18,5 +18,5 @@ def dedup(against: str, model: str, settings: str, manifest: Input[Artifact], re
     """
     from intern_vision.data_steps import data_step
 
-    own = {"inputs": {"manifest": manifest}, "addresses": {"against": against}, "model": model}
-    data_step("dedup", settings, result.path, **own)
+    own = {"inputs": {"manifest": manifest}, "addresses": {"against": against}}
+    data_step("dedup", settings, result.path, **own, weights={"model": model})

@@ -42,7 +42,14 @@ def run(
     licence: Annotated[list[str] | None, typer.Option("--licence", help="As of intern data ingest.")] = None,
     split: Annotated[list[str] | None, typer.Option("--split", help="As of intern data ingest.")] = None,
     model: Annotated[
-        str, typer.Option("--model", help="Weights for embeddings and image-text scores: models:/NAME@ALIAS.")
+        str,
+        typer.Option("--model", help="Weights for embeddings, image-text scores and proposals: models:/NAME@ALIAS."),
+    ] = "",
+    amateur: Annotated[
+        str, typer.Option("--amateur", help="Amateur whose text tower proposes matches of class names: likewise.")
+    ] = "",
+    question: Annotated[
+        str, typer.Option("--question", help="label or box: what people are to verify of images without labels.")
     ] = "",
     by_source: Annotated[
         bool, typer.Option("--by-source", help="A dataset a source, for sources that differ.")
@@ -56,7 +63,7 @@ def run(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make a dataset of sources as a pipeline: ingest, duplicates and leaks out, filter, label, shard, report."""
+    """Make a dataset of sources as a pipeline: ingest, duplicates and leaks out, label, filter, shard, report."""
     with reporting_errors(debug, as_json):
         from intern_pipelines.runner import check_run_name, run_pipeline
         from intern_vision.ingest_commands import source_settings
@@ -69,6 +76,8 @@ def run(
             "against": json.dumps(_addresses(against or ())),
             "rules": json.dumps(rule or []),
             "model": model,
+            "amateur": amateur,
+            "question": question,
             "settings": json.dumps(_settings(override, out.stem, given, by_source)),
         }
         local_run = run_pipeline(
@@ -82,7 +91,9 @@ def run(
             keep=keep,
             quiet=as_json,
         )
-        value, lines = _summary(local_run, out, report)
+        refs, folder = local_run.run_dir / "refs", out.with_name(f"{out.stem}-tasks")
+        tasks = _tasks(state_dir, refs / "annotate.json", folder) if question else []
+        value, lines = _summary(local_run, out, report, tasks)
         show(value, lines, as_json)
 
 
@@ -106,7 +117,17 @@ def _addresses(files: Sequence[Path]) -> list[str]:
     return [ref.uri for path in files for ref in read_ref_file(path, "--against")]
 
 
-def _summary(local_run: Any, out: Path, report: Path | None) -> tuple[dict[str, Any], list[str]]:
+def _tasks(state_dir: Path, ref_file: Path, folder: Path) -> list[Path]:
+    """The tasks for people that the run's questions came to, copied into a folder."""
+    from intern_vision.annotate_commands import copy_tasks
+    from intern_vision.stage_command import reaching
+    from intern_vision.stages.base import read_ref
+
+    with reaching(state_dir, [ref_file]):
+        return copy_tasks(read_ref(ref_file).uri, folder)
+
+
+def _summary(local_run: Any, out: Path, report: Path | None, tasks: list[Path]) -> tuple[dict[str, Any], list[str]]:
     from intern_vision.data.summary import ManifestSummary
     from intern_vision.stages.base import read_refs
 
@@ -124,6 +145,8 @@ def _summary(local_run: Any, out: Path, report: Path | None) -> tuple[dict[str, 
     lines = [f"images     {statuses.get('ok', 0)} of {sum(statuses.values())} usable"]
     lines += [f"taken out  {reasons}"] if reasons else []
     lines += [f"dataset    {ref.name}: {ref.uri}" for ref in datasets]
+    lines += [f"{path.name:10} {path}" for path in tasks]
     lines += [f"report     {page}", f"Refs       {refs.parent}"]
     value = {"report": str(page), "datasets": [ref.to_dict() for ref in datasets], "summary": summary.to_dict()}
+    value["tasks"] = list(map(str, tasks))
     return value, lines

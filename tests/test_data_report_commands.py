@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -8,8 +9,14 @@ from running import strict_json
 from typer.testing import CliRunner
 
 from intern_vision.cli import app
+from intern_vision.data.filters.rules import parse_rule
+from intern_vision.data.labels.public import read_label_system
 from intern_vision.data.manifest import ManifestBox, SourceInfo
 from intern_vision.data_commands import data_app
+from intern_vision.stages import filter as filter_stage
+from intern_vision.stages import label
+from intern_vision.stages.base import Inputs, run_stage
+from intern_vision.task import Task
 
 
 @pytest.fixture
@@ -61,6 +68,31 @@ def test_rows_are_listed_and_one_is_shown_whole(ref):
     assert row["boxes"][0]["label"] == "cat"
     line = invoke("show", ref, "own-7", exit_code=2).stderr
     assert line == f"error: {ref}: no row with key own-7 among 5; intern data stats {ref} counts them\n"
+
+
+def test_concepts_have_the_names_of_the_label_system(tmp_path, monkeypatch):
+    store_root = f"file://{tmp_path}/store"
+    set_environment(monkeypatch, {"INTERN_STORE": store_root, "INTERN_STATE": str(tmp_path / "state")})
+    source = SourceInfo(
+        name="own", uri="file:///own", tasks={"classify": Task(family="classify", class_names=("cat", "dog"))}
+    )
+    rows = [image_row(tmp_path / "made", f"own-{n}", picture(n), source="own", labels=("cat",)) for n in range(3)]
+    raw = commit_rows(store_root, tmp_path / "made", rows, [source])
+    labelled = run_stage("label", label.Config(), Inputs(manifest=(raw,)))
+    rules = (parse_rule("size:min_px=1"),)
+    filtered = run_stage("filter", filter_stage.Config(rules=rules), Inputs(manifest=(labelled,)))
+    (cat,) = system_of(labelled).find("cat")
+    # The label system lies beside the label step's own output; a later manifest has it from there.
+    for ref in (labelled, filtered):
+        path = tmp_path / f"{ref.name}.json"
+        path.write_text(ref.to_json())
+        assert f"concepts   cat ({cat}) 3" in invoke("stats", path).stdout.splitlines()
+        assert f"concepts     cat ({cat})" in invoke("show", path, "own-0").stdout.splitlines()
+        assert strict_json(invoke("stats", path, "--json").stdout)["concept_names"] == {cat: "cat"}
+
+
+def system_of(ref):
+    return read_label_system(Path(ref.uri.removeprefix("file://")) / "labels.json")
 
 
 def test_the_page_is_written_into_a_folder(ref, tmp_path):

@@ -65,7 +65,7 @@ def annotate(
             inputs |= {name: [path] for name, path in (("model", model), ("labels", labels)) if path}
         ref = run_to_ref("annotate", config, inputs, out, state_dir=state_dir, quiet=as_json)
         folder = tasks or out.with_name(f"{out.stem}-tasks")
-        copied = _copy_tasks(ref.uri, folder)
+        copied = copy_tasks(ref.uri, folder)
         facts = read_record(open_store(ref.uri), ref.uri).facts
         lines = [_answered(facts) if answers else _asked(facts), f"manifest   {ref.uri}"]
         lines += [f"{path.name:10} {path}" for path in copied]
@@ -80,8 +80,8 @@ def _answer_file(path: Path) -> dict[str, str]:
     return {"uri": f"file://{path.absolute()}", "sha256": file_sha256(path)}
 
 
-def _copy_tasks(uri: str, folder: Path) -> list[Path]:
-    """Brings what a person uploads from the store to a local folder."""
+def copy_tasks(uri: str, folder: Path) -> list[Path]:
+    """Brings what a person uploads from the store to a local folder; gives the paths."""
     from intern_vision.data.annotation.files import LABELLING_FILE, TASKS_FILE
     from intern_vision.stages.base import read_record
     from intern_vision.store import join_uri, open_store

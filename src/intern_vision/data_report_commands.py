@@ -1,8 +1,9 @@
 """Commands that look at manifests: ``intern data report``, ``stats`` and the rows of ``show``."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 from intern_vision.stage_command import reaching, read_ref_file, run_to_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from intern_vision.data.manifest import ManifestInfo
     from intern_vision.data.summary import ManifestSummary
@@ -56,11 +57,13 @@ def report(
 
 def stats(ref: RefFile, state_dir: StateDir = DEFAULT_STATE, as_json: AsJson = False, debug: Debug = False) -> None:
     """Count a manifest's rows by source, licence, split, annotation and the reason they were taken out for."""
-    with reporting_errors(debug, as_json), reaching(state_dir, [ref]), opened(ref) as (info, path):
+    with reporting_errors(debug, as_json), reaching(state_dir, [ref]), opened(ref) as found:
         from intern_vision.data.summary import summarise
 
-        summary = summarise(path)
-        show({"manifest": info.to_dict(), "summary": summary.to_dict()}, stats_lines(info, summary), as_json)
+        summary = summarise(found.table)
+        value = {"manifest": found.info.to_dict(), "summary": summary.to_dict()}
+        value["concept_names"] = found.names(item.name for item in summary.names if item.by == "concept")
+        show(value, stats_lines(found.info, summary, value["concept_names"]), as_json)
 
 
 def show_rows(ref: Path, key: str, conditions: dict[str, str], num_rows: int, as_json: bool) -> None:
@@ -76,33 +79,55 @@ def show_rows(ref: Path, key: str, conditions: dict[str, str], num_rows: int, as
     Raises:
         DataError: there is no such row.
     """
-    with opened(ref) as (info, path):
+    with opened(ref) as found:
         from intern_vision.data.summary import find_rows
 
-        rows = find_rows(path, key=key, num_rows=num_rows, **conditions)
+        rows, info = find_rows(found.table, key=key, num_rows=num_rows, **conditions), found.info
+        names = found.names(id for row in rows for id in row["concepts"] or ())
     wanted = " ".join(f"{name} {value}" for name, value in ({"key": key} | conditions).items() if value)
     if not rows and wanted:
         raise DataError(f"{ref}: no row with {wanted} among {info.num_rows}; intern data stats {ref} counts them")
-    lines = _row_lines(rows[0]) if key and rows else _table_lines(rows, info.num_rows)
-    show({"rows": rows}, lines, as_json)
+    lines = _row_lines(rows[0], names) if key and rows else _table_lines(rows, info.num_rows)
+    show({"rows": rows, "concept_names": names}, lines, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedManifest:
+    """A manifest on this machine.
+
+    Attributes:
+        info: what it is.
+        table: a copy of its table.
+        concept_names: name by id of the label system that its concepts are of.
+    """
+
+    info: "ManifestInfo"
+    table: Path
+    concept_names: dict[str, str]
+
+    def names(self, ids: "Iterable[str]") -> dict[str, str]:
+        """Names of these concepts by id, of those that have one."""
+        return {id: self.concept_names[id] for id in dict.fromkeys(ids) if id in self.concept_names}
 
 
 @contextmanager
-def opened(ref: Path) -> "Iterator[tuple[ManifestInfo, Path]]":
-    """The manifest that a file's Ref stands for: what it is, and a local copy of its table while the block runs."""
+def opened(ref: Path) -> "Iterator[OpenedManifest]":
+    """The manifest that a file's Ref stands for, with the label system beside it, while the block runs."""
     from intern_vision.data.manifest_store import load_manifest
-    from intern_vision.stages.data_report import manifest_chain
+    from intern_vision.stages.data_report import concept_names, manifest_chain
     from intern_vision.store import open_store
 
     (found,) = read_ref_file(ref, "manifest")[:1]
     store = open_store(found.uri)
-    last = next(record.ref for record in manifest_chain(store, found) if record.ref.kind == "manifest")
+    chain = manifest_chain(store, found)
+    last = next(record.ref for record in chain if record.ref.kind == "manifest")
     with tempfile.TemporaryDirectory() as folder:
-        yield load_manifest(store, last, Path(folder))
+        names = concept_names(store, chain, Path(folder))
+        yield OpenedManifest(*load_manifest(store, last, Path(folder)), names)
 
 
-def stats_lines(info: "ManifestInfo", summary: "ManifestSummary") -> list[str]:
-    """The counts as tables for people."""
+def stats_lines(info: "ManifestInfo", summary: "ManifestSummary", names: Mapping[str, str]) -> list[str]:
+    """The counts as tables for people; concepts with their names, by id."""
     heads = ("SOURCE", "offered", "usable", "removed", "quarantined", "MB")
     rows = [
         (
@@ -125,8 +150,14 @@ def stats_lines(info: "ManifestInfo", summary: "ManifestSummary") -> list[str]:
         frequent = summary.most_frequent(by, len(summary.names))
         if frequent:
             more = f" and {len(frequent) - MAX_NAMES} more" if len(frequent) > MAX_NAMES else ""
-            lines.append(f"{word:10} {_counts(dict(frequent[:MAX_NAMES]))}{more}")
+            counts = {_named(name, names) if by == "concept" else name: num for name, num in frequent[:MAX_NAMES]}
+            lines.append(f"{word:10} {_counts(counts)}{more}")
     return lines
+
+
+def _named(concept: str, names: Mapping[str, str]) -> str:
+    """The name with the id, since several concepts may have one name."""
+    return f"{names[concept]} ({concept})" if concept in names else concept
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -143,12 +174,14 @@ def _table_lines(rows: Sequence[dict[str, Any]], num_rows: int) -> list[str]:
     return [*lines, f"{len(rows)} of {num_rows} rows; give a key for all of one"]
 
 
-def _row_lines(row: dict[str, Any]) -> list[str]:
+def _row_lines(row: dict[str, Any], names: Mapping[str, str]) -> list[str]:
     lines = []
     for name, value in row.items():
         if name == "boxes" and value is not None:
             corners = ("x0", "y0", "x1", "y1")
             texts = [f"{box['label']} {' '.join(f'{box[corner]:g}' for corner in corners)}" for box in value]
+        elif name == "concepts" and value is not None:
+            texts = [_named(concept, names) for concept in value]
         else:
             texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
         # Null is what was never annotated, an empty list an annotation that there is nothing.

@@ -4,10 +4,13 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intern_vision.ref import Ref
 from intern_vision.steps import copy_page, guarded, paths, read_inputs, write_ref
+
+if TYPE_CHECKING:
+    from intern_vision.stages.base import Inputs
 
 
 def data_step(
@@ -16,9 +19,10 @@ def data_step(
     output: str,
     *,
     given: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     addresses: Mapping[str, str] | None = None,
-    model: str = "",
+    weights: Mapping[str, str] | None = None,
     unless_empty: str = "",
 ) -> Ref:
     """Runs one stage of the data pipeline as a step; exits with the error's code where it fails.
@@ -28,25 +32,28 @@ def data_step(
         settings: JSON object of the configs of all stages, by name; the stage's own part is taken.
         output: file for the result's Ref.
         given: further fields of the config as JSON text, by name; empty text leaves a field out.
-        inputs: artifacts with Refs, by input name.
+        texts: fields of the config as they are, by name; an empty one is left out.
+        inputs: artifacts with Refs, by input name; ``labels`` may be a step that had no classes to merge.
         addresses: JSON arrays of addresses of committed outputs, by input name; empty text for none.
-        model: ``models:/NAME@ALIAS`` or an address of weights, for the input ``model``; empty for none.
-        unless_empty: a name of ``given``: where that is empty there is nothing to do, and the result is the input
+        weights: ``models:/NAME@ALIAS`` or an address of weights, by input name; empty for none.
+        unless_empty: a field of the config: where that is empty there is nothing to do, and the result is the input
             ``manifest`` as it is.
     """
 
     def work() -> Ref:
+        from intern_vision.data.labels.output import LABELS_FILE
         from intern_vision.stages.base import Inputs, load_stage, run_stage
 
         refs = read_inputs({name: paths(artifacts) for name, artifacts in (inputs or {}).items()})
-        values = stage_settings(stage, settings, given or {})
+        given_texts = {name: json.dumps(text) for name, text in (texts or {}).items() if text}
+        values = stage_settings(stage, settings, {**(given or {}), **given_texts})
         if stage == "filter":
             values["rules"] = [_rule(rule) for rule in values.get("rules", [])]
         if unless_empty and not values.get(unless_empty):
             return refs.one("manifest")
         refs |= {name: found for name, text in (addresses or {}).items() if (found := committed_refs(text, name))}
-        if model:
-            refs["model"] = (_weights(model),)
+        refs |= {name: (_weights(model),) for name, model in (weights or {}).items() if model}
+        _drop_empty_labels(refs, LABELS_FILE)
         config = load_stage(stage).Config.from_dict(values, at=stage)
         return run_stage(stage, config, Inputs(refs), name=stage)
 
@@ -66,14 +73,14 @@ def shard_step(settings: str, manifest: Any, labels: Any, output: str) -> None:
     """
 
     def work() -> list[Ref]:
+        from intern_vision.data.labels.output import UNIONS_FILE
         from intern_vision.data.manifest_store import load_manifest
         from intern_vision.stages.base import Inputs, run_stage
         from intern_vision.stages.shard import Config
         from intern_vision.store import open_store
 
         refs = read_inputs({"manifest": paths(manifest), "labels": paths(labels)})
-        if (given := refs.optional("labels")) and not _has_unions(given):
-            refs.pop("labels")  # of sources without classes there is nothing to join
+        _drop_empty_labels(refs, UNIONS_FILE)
         values = stage_settings("shard", settings, {})
         if not values.pop("by_source", False):
             return [run_stage("shard", Config.from_dict(values, at="shard"), refs, name="shard")]
@@ -141,12 +148,14 @@ def committed_refs(addresses: str, at: str) -> tuple[Ref, ...]:
     return tuple(read_record(open_store(uri), uri).ref for uri in values)
 
 
-def _has_unions(ref: Ref) -> bool:
-    from intern_vision.data.labels.output import UNIONS_FILE
+def _drop_empty_labels(refs: "Inputs", name: str) -> None:
+    """Takes the input ``labels`` away where it has no such file: its sources had no classes to merge."""
     from intern_vision.stages.base import read_record
     from intern_vision.store import open_store
 
-    return UNIONS_FILE in read_record(open_store(ref.uri), ref.uri).files
+    ref = refs.optional("labels")
+    if ref and name not in read_record(open_store(ref.uri), ref.uri).files:
+        refs.pop("labels")
 
 
 def _rule(rule: Any) -> Any:

@@ -41,6 +41,10 @@ class AccessError(InternError):
     exit_code = 2
 
 
+class ForbiddenError(AccessError):
+    """The credentials are known, but have no right to this address."""
+
+
 class CheckpointError(InternError):
     """A checkpoint or weight file does not fit the model or the config asked for."""
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from intern_vision.data.ingest import AUTO, LAYOUTS
 from intern_vision.errors import ConfigError
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir
 from intern_vision.stage_command import reaching, run_to_ref
-
-if TYPE_CHECKING:
-    from intern_vision.stages.ingest import Config
 
 _ONE_OR_EACH = "Once for all sources, or once for each in their order."
 
@@ -60,13 +57,21 @@ def ingest(
 ) -> None:
     """Take images and their labels up into a manifest; what cannot be used is set apart with its reason."""
     with reporting_errors(debug, as_json), reaching(state_dir, [out]):
+        from intern_vision.config import parse_json_object, text_digest
         from intern_vision.stages.base import read_record
+        from intern_vision.stages.ingest import Config
         from intern_vision.store import open_store
 
-        given = {"layout": layout, "name": name, "licence": licence, "split": split}
-        config = _config(sources, {field: values or [] for field, values in given.items()}, out, private_urls, override)
+        given = source_settings(sources, {"layout": layout, "name": name, "licence": licence, "split": split})
+        attempt = state_dir / "ingest" / f"{text_digest(f'{out.absolute()} {afresh}')[:16]}.txt"
+        values = {"name": out.stem, "sources": given, "version": _version(attempt)}
+        config = Config.from_dict({**values, "fetch": {"private_urls": private_urls}}, at="ingest")
+        config = config.with_overrides(parse_json_object(override, "--override"), at="ingest")
+        attempt.parent.mkdir(parents=True, exist_ok=True)
+        attempt.write_text(config.version, encoding="utf-8")
         inputs = {"manifest": [out] if out.is_file() and not afresh else []}
         ref = run_to_ref("ingest", config, inputs, out, state_dir=state_dir, quiet=as_json)
+        attempt.unlink()
         facts = read_record(open_store(ref.uri), ref.uri).facts
         lines = [
             f"{facts['num_ok']} of {facts['num_rows']} images usable, {facts['num_taken_over']} as before",
@@ -94,19 +99,9 @@ def source_settings(sources: Sequence[str], fields: Mapping[str, Sequence[str] |
     ]
 
 
-def _config(sources: list[str], given: dict[str, list[str]], out: Path, private_urls: bool, override: str) -> "Config":
-    from intern_vision.config import parse_json_object
-    from intern_vision.stages.ingest import Config
-
-    fields = {field: _each(field, values, len(sources)) for field, values in given.items()}
-    each: list[dict[str, Any]] = [
-        {"uri": _address(uri), **{field: values[index] for field, values in fields.items() if values}}
-        for index, uri in enumerate(sources)
-    ]
-    # A clock: sources may have changed since the same command last ran.
-    values = {"name": out.stem, "sources": each, "version": str(time.time_ns())}
-    config = Config.from_dict({**values, "fetch": {"private_urls": private_urls}}, at="ingest")
-    return config.with_overrides(parse_json_object(override, "--override"), at="ingest")
+def _version(attempt: Path) -> str:
+    """That of an attempt which was interrupted, else a new one: sources may have changed since the last ingest."""
+    return attempt.read_text(encoding="utf-8") if attempt.is_file() else str(time.time_ns())
 
 
 def _each(field: str, values: Sequence[str], num_sources: int) -> list[str]:

@@ -19,7 +19,14 @@ from intern_vision.address import (
     replacing,
     split_uri,
 )
-from intern_vision.errors import AccessError, ConfigError, DataError, MissingObjectError, RetryableError
+from intern_vision.errors import (
+    AccessError,
+    ConfigError,
+    DataError,
+    ForbiddenError,
+    MissingObjectError,
+    RetryableError,
+)
 
 PART_BYTES = 16 * 2**20
 MAX_CONCURRENT_PARTS = 8
@@ -40,6 +47,10 @@ _REFUSED_CODES = frozenset(
         "RequestTimeTooSkewed",
         "SignatureDoesNotMatch",
     )
+)
+_FORBIDDEN_CODES = frozenset(("403", "AccessDenied", "AllAccessDisabled"))
+_REGION_CODES = frozenset(
+    ("301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
 )
 _MISSING_CODES = frozenset(("404", "NoSuchKey", "NotFound"))
 
@@ -276,6 +287,9 @@ def ensure_bucket(name: str, access: S3Access | None = None) -> None:
             return  # another process made it between the two calls
         if error.code in _REFUSED_CODES:
             raise _refused(f"s3://{name}", access, error.code) from None
+        region = error.response.headers.get("x-amz-bucket-region")
+        if error.code in _REGION_CODES or (region and region != access.region):
+            raise _other_region(f"s3://{name}", access, region) from None
         raise ConfigError(f"s3://{name}: {access.name} did not make the bucket ({error.code}); rename it") from None
     except ValueError as error:
         raise ConfigError(f"s3://{name}: {error}; use 3 to 63 lower-case letters, digits and hyphens") from None
@@ -314,6 +328,9 @@ def _from_answer(error: Any, uri: str, access: S3Access) -> Exception:
         return DataError(f"{uri}: {access.name} has no bucket {bucket!r}; create it or correct the address")
     if code in _MISSING_CODES:
         return MissingObjectError(f"{uri}: no object lies there; check the address or run the step that writes it")
+    if code in _REGION_CODES:
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return _other_region(uri, access, error.response["Error"].get("Region") or headers.get("x-amz-bucket-region"))
     if code in _REFUSED_CODES or status in (401, 403):
         return _refused(uri, access, code)
     if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
@@ -334,7 +351,16 @@ def _bucket_exists(bucket: str, access: S3Access) -> bool:
 
 
 def _refused(uri: str, access: S3Access, code: str) -> AccessError:
-    return AccessError(f"{uri}: {access.name} refused the credentials ({code}); check {_CREDENTIAL_VARIABLES}")
+    kind = ForbiddenError if code in _FORBIDDEN_CODES else AccessError
+    return kind(f"{uri}: {access.name} refused the credentials ({code}); check {_CREDENTIAL_VARIABLES}")
+
+
+def _other_region(uri: str, access: S3Access, region: str | None) -> ConfigError:
+    where = f"region {region}" if region else "another region"
+    return ConfigError(
+        f"{uri}: its bucket is in {where}, not in {access.region or 'none'}; "
+        "correct AWS_DEFAULT_REGION (objectStore.region in the chart)"
+    )
 
 
 def _unreachable(uri: str, access: S3Access, error: Exception) -> RetryableError:

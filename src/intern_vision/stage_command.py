@@ -1,6 +1,7 @@
 """One stage as a command of its own: Refs in files, its output on the store, its own Ref in a file."""
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from intern_vision.config import Config
 from intern_vision.console import StageProgress
-from intern_vision.errors import ConfigError
+from intern_vision.errors import ConfigError, RetryableError
 from intern_vision.events import listening
 from intern_vision.ref import Ref
 
@@ -25,7 +26,7 @@ def run_to_ref(
 ) -> Ref:
     """Runs a stage in this process, with its progress on the terminal; what is committed already is taken from there.
 
-    The store is ``INTERN_STORE`` or, without it, ``<state folder>/store``.
+    The store is ``INTERN_STORE`` or, without it, ``<state folder>/store``. SIGTERM ends the stage with exit code 75.
 
     Args:
         stage: name of the stage.
@@ -47,11 +48,25 @@ def run_to_ref(
     for input_name, paths in inputs.items():
         for path in paths:
             found[input_name] = (*found.get(input_name, ()), *read_ref_file(path, input_name))
-    with StageProgress(quiet=quiet) as progress, listening(progress):
+    with StageProgress(quiet=quiet) as progress, listening(progress), _stopping_when_asked():
         ref = run_stage(stage, config, Inputs(found), name=name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(ref.to_json() + "\n", encoding="utf-8")
     return ref
+
+
+@contextmanager
+def _stopping_when_asked() -> Iterator[None]:
+    """SIGTERM ends the block with a RetryableError, so that what is begun is put away."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise RetryableError("asked to stop; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

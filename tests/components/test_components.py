@@ -11,7 +11,9 @@ import intern_components
 from intern_components.base import IMAGE
 
 NAMES = sorted(
-    module.name for module in pkgutil.iter_modules(intern_components.__path__) if module.name not in ("base",)
+    module.name
+    for module in pkgutil.iter_modules(intern_components.__path__)
+    if module.name not in ("base", "train_job")
 )
 
 

@@ -1,3 +1,6 @@
+import gzip
+
+import clip_words
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,3 +152,59 @@ def test_clip_s_vocabulary_with_a_mask_can_be_learned():
     assert (found.mask_id, found.start_id) == (49_406, 49_407)
     tokens = found.encode("a photo of " + 100 * "something ", 77)
     assert tokens.shape == (77,) and tokens.argmax() == 76
+
+
+NUM_MERGES = 30
+
+
+@pytest.fixture(scope="module", params=["merges.txt", "merges.txt.gz"])
+def clip(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / request.param
+    merges = clip_words.write_vocabulary(path, NUM_MERGES)
+    return Tokenizer.from_clip(path, 516 + NUM_MERGES), merges
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="abcdefghiopstvxz '.,!?-_&0123456789\n\tABCöß北é", max_size=30))
+def test_clip_s_vocabulary_gives_its_ids_one_larger(clip, text):
+    tokenizer, merges = clip
+    tokens = tokenizer.encode(text, 100)
+    ids = [1 + number for number in clip_words.clip_ids(text, merges)]
+    assert tokens[: len(ids) + 2].tolist() == [tokenizer.start_id, *ids, tokenizer.end_id]
+    assert (tokens[len(ids) + 2 :] == 0).all()
+
+
+def test_clip_s_vocabulary_is_saved_and_reads_its_own_ids(clip, tmp_path):
+    tokenizer, merges = clip
+    assert tokenizer.vocab_size == 516 + NUM_MERGES == tokenizer.end_id + 1
+    assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.start_id) == (0, 513 + NUM_MERGES, 514 + NUM_MERGES)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    for text in clip_words.WORDS:
+        assert np.array_equal(again.encode(text, 20), tokenizer.encode(text, 20))
+    assert again.decode(again.encode("A  red Cup: größe", 40)) == "a red cup : größe"
+    assert len(clip_words.clip_ids("cups", merges)) < len("cups")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version\nc u\n", "merges.txt: 1 merges, and the text tower has ids for 3; give the list"),
+        (b"version\nc u\nq\nc a\n", "line 3: expected two known pieces of a new one, got 'q'"),
+        (b"version\nc u\nc u\nc a\n", "line 3: expected two known pieces of a new one, got 'c u'"),
+        (b"version\nc u\nxy z\nc a\n", "line 3: expected two known pieces of a new one, got 'xy z'"),
+        (b"\xff\xfe", "cannot be read as a list of merges"),
+        (b"\x1f\x8b broken", "cannot be read as a list of merges"),
+        (gzip.compress(bytes(17 * 2**20)), "more than 16 MiB of text"),
+    ],
+)
+def test_a_list_of_merges_that_is_none_is_told_in_one_line(content, message, tmp_path):
+    (tmp_path / "merges.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        Tokenizer.from_clip(tmp_path / "merges.txt", 516 + 3)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_text_tower_too_small_for_clip_s_bytes_is_refused(tmp_path):
+    with pytest.raises(DataError, match="CLIP's bytes alone take 516 ids, got 300"):
+        Tokenizer.from_clip(tmp_path / "merges.txt", 300)

@@ -89,14 +89,15 @@ def test_two_sources_become_one_dataset_without_duplicates_leaks_and_broken_file
         environment,
         sources=json.dumps([{"uri": str(first), "licence": "CC0-1.0"}, {"uri": str(second), "licence": "CC-BY-4.0"}]),
         against=json.dumps([against.uri]),
-        rules='["size:min_px=32"]',
+        # A cap that no concept reaches, but which takes out what has none: it sees those of the label step.
+        rules='["size:min_px=32", "cap:per_concept=1000,unmatched=remove"]',
         settings=json.dumps({"shard": {"name": "pets-2", "split": {"seed": 3}}}),
     )
     assert refs.keys() == {"ingest", "dedup", "filter", "label", "shard", "data_report"}
     store = open_store(environment["INTERN_STORE"])
-    info = ManifestInfo.from_json(store.read(join_uri(refs["label"].uri, MANIFEST_INFO_NAME)).decode())
-    assert [step.name for step in info.steps] == ["ingest", "dedup", "filter", "label"]
-    store.get(join_uri(refs["label"].uri, MANIFEST_NAME), tmp_path / MANIFEST_NAME)
+    info = ManifestInfo.from_json(store.read(join_uri(refs["filter"].uri, MANIFEST_INFO_NAME)).decode())
+    assert [step.name for step in info.steps] == ["ingest", "dedup", "label", "filter"]
+    store.get(join_uri(refs["filter"].uri, MANIFEST_NAME), tmp_path / MANIFEST_NAME)
     rows = list(iter_rows(tmp_path / MANIFEST_NAME))
     taken_out = {
         (row["uri"].rsplit("/", 1)[-1], row["status"], row["reason"].split(":")[0]) for row in rows if row["reason"]
@@ -128,14 +129,14 @@ def test_two_sources_become_one_dataset_without_duplicates_leaks_and_broken_file
 
 def test_steps_follow_each_other():
     tasks = MessageToDict(data.pipeline_spec)["root"]["dag"]["tasks"]
-    order = ["ingest", "dedup", "filter", "label", "shard", "data-report"]
+    order = ["ingest", "dedup", "label", "filter", "annotate", "shard", "data-report"]
     assert set(tasks) == set(order)
     for name, task in tasks.items():
         artifacts = task.get("inputs", {}).get("artifacts", {})
         producers = {key: value["taskOutputArtifact"]["producerTask"] for key, value in artifacts.items()}
         expected = {"manifest": order[order.index(name) - 1]} if name != "ingest" else {}
         if name == "data-report":
-            expected = {"manifest": "label", "data": "shard"}
-        elif name == "shard":
+            expected = {"manifest": "annotate", "data": "shard"}
+        elif name in ("filter", "annotate", "shard"):
             expected["labels"] = "label"
         assert producers == expected

@@ -101,7 +101,7 @@ def parse_coco(data: bytes, place: object, lists: Sequence[str] = COCO_LISTS) ->
         document = json.loads(data)
         if all(isinstance(document[name], list) for name in lists):
             return document
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     what = "instances" if lists == COCO_LISTS else "annotations"
     raise DataError(f"{place}: expected COCO {what}, a JSON object with the lists {', '.join(lists)}")

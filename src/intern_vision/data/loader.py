@@ -212,11 +212,8 @@ class ShardSource:
             has = ", ".join(self.info.fields)
             raise DataError(f"{uri}: dataset {self.info.name} has no {', '.join(lacking)}; it has {has}")
         self._fields = frozenset(fields) | ({"box_attributes"} if "boxes" in fields else set())
-        self._members = tuple(
-            name
-            for name in MEMBERS
-            if name in ("image", *self._fields) or (name == "json" and self._fields & set(_JSON_ONLY))
-        )
+        wanted = {"image", *self._fields} | ({"json"} if self._fields & set(_JSON_ONLY) else set())
+        self._members = tuple(name for name in MEMBERS if name in wanted)
         table = _select(read_index(store, uri, self.info), split, keys, uri)
         self.keys: list[str] = table["key"].to_pylist()
         self.splits: list[Split] = table["split"].to_pylist()

@@ -108,7 +108,7 @@ def _content(
     from intern_vision.bench.data_report import MAX_NAMES, DataReportContent, read_duplicates
     from intern_vision.data.manifest_store import fetch_file
 
-    shown = _shown(summary, _concept_names(context, chain), MAX_NAMES)
+    shown = _shown(summary, concept_names(context.store, chain, context.scratch_dir), MAX_NAMES)
     with_file = _newest(chain, DUPLICATES_FILE)
     duplicates = None
     if with_file:
@@ -164,15 +164,21 @@ def _open_member(context: StageContext) -> "OpenMember":
     return open_member
 
 
-def _concept_names(context: StageContext, chain: Sequence[Record]) -> dict[str, str]:
-    """Name of each concept of the label system by its id."""
+def concept_names(store: Store, chain: Sequence[Record], folder: Path) -> dict[str, str]:
+    """Name of each concept by its id, of the newest label system in a chain; empty where no step made one.
+
+    Args:
+        store: the bytes.
+        chain: as of ``manifest_chain``.
+        folder: local folder that the system's file goes below.
+    """
     from intern_vision.data.labels.public import read_label_system
     from intern_vision.data.manifest_store import fetch_file
 
     record = _newest(chain, LABELS_FILE)
     if record is None:
         return {}
-    system = read_label_system(fetch_file(context.store, record.ref, LABELS_FILE, context.scratch_dir))
+    system = read_label_system(fetch_file(store, record.ref, LABELS_FILE, folder))
     return {id: system[id].name for id in system.ids}
 
 

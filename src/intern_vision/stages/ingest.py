@@ -14,19 +14,20 @@ from pydantic import Field
 
 from intern_vision import config as base
 from intern_vision.data.ingest import AUTO, LAYOUTS
-from intern_vision.errors import DataError, InternError, MissingObjectError
+from intern_vision.errors import ConfigError, DataError, InternError, MissingObjectError
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext, read_record
+from intern_vision.stages.shard import PROGRESS_FOLDER
 from intern_vision.store import join_uri
 
 if TYPE_CHECKING:
-    from intern_vision.data.ingest.earlier import Earlier
+    from intern_vision.data.ingest.earlier import Earlier, OpenedParts
     from intern_vision.data.ingest.offer import Offer, Offers
     from intern_vision.data.ingest.opening import Opened
     from intern_vision.data.ingest.origin import Origin
     from intern_vision.data.manifest import ManifestInfo, SourceInfo
     from intern_vision.data.tables import TableWriter
-    from intern_vision.task import Task
+    from intern_vision.task import Family, Task
 
 PROGRESS_EVERY = 500
 _LISTS = ("table", "label_studio")
@@ -89,6 +90,8 @@ class Config(base.Config):
         max_bytes: size of one encoded image.
         max_pixels: height times width of one image; it takes 3 bytes a pixel once decoded.
         fetch: how web addresses are read.
+        rows_per_part: images after which what was found is kept on the store, so that an interrupted ingest goes on
+            there; half a minute after the last time it is kept too.
         version: any text; with another one the sources are looked at anew, though the config is the same.
     """
 
@@ -97,6 +100,7 @@ class Config(base.Config):
     max_bytes: int = Field(default=2**25, ge=1)
     max_pixels: int = Field(default=2**26, ge=1)
     fetch: FetchConfig = FetchConfig()
+    rows_per_part: int = Field(default=4096, ge=1)
     version: str = ""
 
     def faults(self) -> list[str]:
@@ -108,21 +112,25 @@ class Config(base.Config):
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     """Reads the sources; rows of the optional input ``manifest``, an earlier result, are taken over where they can be.
 
+    What was opened is kept as it goes: an attempt that was killed, lost its store or had wrong credentials is gone on
+    with, and only the rest is opened.
+
     Raises:
         ConfigError: an address that cannot be one.
         DataError: a source that is missing, in no known or in an unclear layout, or with a list that cannot be read;
             no usable image at all; an earlier result that is none of this stage.
-        AccessError: the store refuses the credentials.
+        AccessError: a store refuses the credentials; an object that they may not read is a row.
         RetryableError: the store is away, or the disk is full.
     """
     from intern_vision.data.manifest import ManifestInfo, StepInfo
     from intern_vision.data.manifest_store import commit_manifest
 
-    known, earlier = _earlier(inputs, context)
+    before = _before(config, inputs, context)
     try:
-        found = _take_up(config, known, earlier, context)
-    except BaseException:
-        _forget_blobs(context)
+        found = _take_up(config, before, context)
+    except (ConfigError, DataError):
+        # Another config or other sources follow, and their output lies elsewhere.
+        _forget(context)
         raise
     num_rows, num_ok = sum(found.statuses.values()), found.statuses["ok"]
     step = StepInfo(
@@ -159,30 +167,47 @@ class _Found:
     first_reason: str = ""
 
 
-def _forget_blobs(context: StageContext) -> None:
-    """Deletes what a run that failed has kept: the next one keeps it anew, often below another address."""
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What need not be opened: of an earlier result, and of an attempt at this one that was interrupted."""
+
+    parts: OpenedParts
+    info: ManifestInfo | None = None
+    earlier: Earlier | None = None
+
+    def tasks(self, source: str) -> dict[Family, Task]:
+        """The tasks of a source in the earlier result."""
+        return next((each.tasks for each in self.info.sources if each.name == source), {}) if self.info else {}
+
+
+def _before(config: Config, inputs: Inputs, context: StageContext) -> _Before:
+    from intern_vision.data.ingest.earlier import STAMPS_NAME, Earlier, OpenedParts
+    from intern_vision.data.manifest_store import fetch_file, load_manifest
+
+    parts = OpenedParts(context, config.rows_per_part)
+    if parts.num_earlier:
+        context.progress.say(f"{parts.num_earlier} images were opened before the interruption")
+    ref = inputs.optional("manifest")
+    if ref is None:
+        return _Before(parts)
+    folder = context.scratch_dir / "inputs"
+    info, table = load_manifest(context, ref, folder)
+    return _Before(parts, info, Earlier.of_manifest(table, fetch_file(context.store, ref, STAMPS_NAME, folder)))
+
+
+def _forget(context: StageContext) -> None:
+    """Deletes what an attempt has kept, unless another process has committed the same output meanwhile."""
     from intern_vision.data.manifest_store import BLOB_FOLDER
 
     with suppress(InternError):
         try:
             read_record(context.store, context.output_uri)
         except MissingObjectError:
-            context.store.delete(join_uri(context.output_uri, BLOB_FOLDER))
+            for folder in (BLOB_FOLDER, PROGRESS_FOLDER):
+                context.store.delete(join_uri(context.output_uri, folder))
 
 
-def _earlier(inputs: Inputs, context: StageContext) -> tuple[ManifestInfo | None, Earlier | None]:
-    from intern_vision.data.ingest.earlier import STAMPS_NAME, Earlier
-    from intern_vision.data.manifest_store import fetch_file, load_manifest
-
-    ref = inputs.optional("manifest")
-    if ref is None:
-        return None, None
-    folder = context.scratch_dir / "inputs"
-    info, table = load_manifest(context.store, ref, folder)
-    return info, Earlier(table, fetch_file(context.store, ref, STAMPS_NAME, folder))
-
-
-def _take_up(config: Config, known: ManifestInfo | None, earlier: Earlier | None, context: StageContext) -> _Found:
+def _take_up(config: Config, before: _Before, context: StageContext) -> _Found:
     """Writes the rows of all sources, as they come and then sorted by key."""
     import pyarrow as pa
 
@@ -197,10 +222,7 @@ def _take_up(config: Config, known: ManifestInfo | None, earlier: Earlier | None
         schema = schema.append(pa.field(name, pa.string()))
     with TableWriter(unsorted, schema) as writer:
         for source in config.sources:
-            tasks = {each.name: each.tasks for each in known.sources} if known else {}
-            found.sources.append(
-                _read_source(config, source, tasks.get(source.label, {}), earlier, found, writer, context)
-            )
+            found.sources.append(_read_source(config, source, before, found, writer, context))
     if not found.statuses["ok"]:
         raise DataError(f"no usable image in any source; the first: {found.first_reason or 'there are none at all'}")
     ordered = read_manifest(unsorted).sort("key").to_arrow_iter()
@@ -214,13 +236,7 @@ def _take_up(config: Config, known: ManifestInfo | None, earlier: Earlier | None
 
 
 def _read_source(
-    config: Config,
-    source: SourceConfig,
-    known: dict[str, Task],
-    earlier: Earlier | None,
-    found: _Found,
-    writer: TableWriter,
-    context: StageContext,
+    config: Config, source: SourceConfig, before: _Before, found: _Found, writer: TableWriter, context: StageContext
 ) -> SourceInfo:
     from intern_vision.data.ingest.layouts import read_offers
     from intern_vision.data.ingest.opening import Opener
@@ -238,19 +254,27 @@ def _read_source(
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
         keep=lambda data, suffix: put_blob(context, data, suffix),
-        earlier=earlier,
+        opened=before.parts.earlier,
+        earlier=before.earlier,
     )
-    seen = SeenTasks(known)
+    seen = SeenTasks(before.tasks(source.label))
     num_rows = 0
     context.progress.say(f"{source.label}: {offers.layout} in {origin.uri}")
     context.progress.restart_clock()
-    for opened in map_in_order(opener.open, _keyed(offers, source.label, found), _num_threads(config, origin, offers)):
-        num_rows += 1
-        _count(opened, found)
-        seen.add(opened)
-        writer.add({**asdict(opened.row), "place": opened.place, "stamp": opened.stamp})
-        if num_rows % PROGRESS_EVERY == 0:
-            context.progress.step(num_rows, max(offers.num_rows, num_rows), source.label)
+    try:
+        num_threads = _num_threads(config, origin, offers)
+        for opened in map_in_order(opener.open, _keyed(offers, source.label, found), num_threads):
+            num_rows += 1
+            _count(opened, found)
+            seen.add(opened)
+            writer.add({**asdict(opened.row), **opened.stamped})
+            if opened.is_new and opened.facts and opened.facts.stamp:
+                before.parts.add(opened.row.key, opened.facts)
+            if num_rows % PROGRESS_EVERY == 0:
+                context.progress.step(num_rows, max(offers.num_rows, num_rows), source.label)
+    finally:
+        # Also of an attempt that ends here; where the store is why it ends, the parts before must do.
+        before.parts.keep()
     return SourceInfo(
         name=source.label,
         uri=origin.uri,

@@ -5,6 +5,7 @@ import zipfile
 import pytest
 from ingest_parts import encoded, write
 
+from intern_vision.data.ingest import archives
 from intern_vision.data.ingest.archives import open_archive
 from intern_vision.data.ingest.files import Unusable
 from intern_vision.data.manifest_store import read_bytes
@@ -76,6 +77,14 @@ def test_links_and_damaged_archives(take_up, tmp_path):
         with pytest.raises(DataError, match=rf"{name}: cannot be read as an archive \(.*\); copy it anew"):
             take_up(write(tmp_path / name, data))
     assert list((take_up.folder / "store").rglob("*")) == []
+
+
+def test_a_tar_that_unpacks_to_too_much(take_up, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_ARCHIVE_BYTES", 2**21)
+    path = tar(tmp_path / "bomb.tar.gz", {"cat/1.png": bytes(2**23)}, "w:gz")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(DataError, match="bomb.tar.gz: unpacks to more than 2097152 bytes; give the folder"):
+        take_up(path)
 
 
 def test_an_encrypted_zip_and_a_damaged_member(tmp_path):

@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_task_sets_it_apart(take_up, tmp_path):
     assert [a for a, b in zip(found, expected, strict=True) if not a.startswith(b)] == []
 
 
-@pytest.mark.parametrize("text", ["[1]", '[{"annotations": [{"was": 1}]}]', "[{"])
+@pytest.mark.parametrize("text", ["[1]", '[{"annotations": [{"was": 1}]}]', "[{", "[" * 50_000])
 def test_a_file_that_is_no_export_ends_the_ingest(take_up, tmp_path, text):
     with pytest.raises(DataError, match="a.json: expected a JSON export of Label Studio, a list of tasks: "):
         take_up(write(tmp_path / "in" / "a.json", text))

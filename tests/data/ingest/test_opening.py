@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -87,8 +88,15 @@ def test_a_file_that_is_too_large_and_one_that_cannot_be_opened(take_up, tmp_pat
     write(tmp_path / "in" / "small.png", encoded())
     write(tmp_path / "in" / "large.png", encoded(seed=1) + bytes(10_000))
     (tmp_path / "in" / "dangling.png").symlink_to(tmp_path / "none.png")
+    (tmp_path / "in" / "circle.png").symlink_to(tmp_path / "in" / "circle.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
     taken = take_up(tmp_path / "in", max_bytes=5_000)
-    assert sorted(taken.reasons) == ["large: more than 5000 bytes", f"missing: no file {tmp_path}/in/dangling.png"]
+    assert sorted(taken.reasons) == [
+        "large: more than 5000 bytes",
+        f"missing: no file {tmp_path}/in/dangling.png",
+        f"unreadable: {tmp_path}/in/circle.png: Too many levels of symbolic links",
+        f"unreadable: {tmp_path}/in/pipe.png: is no ordinary file",
+    ]
 
 
 def test_names_that_are_no_addresses(take_up, tmp_path):

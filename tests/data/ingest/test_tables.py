@@ -126,6 +126,7 @@ def test_what_is_wrong_with_a_row_sets_it_apart(take_up, tmp_path):
         ("a.csv", "file,label\n", "a.csv: no row in it"),
         ("a.jsonl", '{"file": "0.png"}\n{"file"', "a.jsonl: line 2: expected a JSON object: "),
         ("a.jsonl", '{"file": "0.png"}\n[1]', "a.jsonl: line 2: expected a JSON object, got list"),
+        ("a.jsonl", '{"file": "0.png"}\n' + '{"file":' * 50_000, "a.jsonl: line 2: expected a JSON object: maximum"),
         ("a.csv", "file,caption\n0.png," + "x" * 200_000, "a.csv: line 2: not a row of the table: field larger than"),
     ],
 )
@@ -133,6 +134,13 @@ def test_what_is_wrong_with_the_table_ends_the_ingest(take_up, tmp_path, name, t
     write(tmp_path / "in" / "0.png", encoded())
     with pytest.raises(DataError, match=line):
         take_up(write(tmp_path / "in" / name, text))
+
+
+def test_a_name_that_no_file_can_have_is_one_row(take_up, tmp_path):
+    write(tmp_path / "in" / "0.png", encoded())
+    lines = ['{"file": "0.png"}', '{"file": "a\\u0000b.png"}', '{"file": "/a\\u0000b.png"}']
+    taken = take_up(write(tmp_path / "in" / "a.jsonl", "\n".join(lines)))
+    assert taken.info.num_ok == 1 and [reason.partition(": line ")[0] for reason in taken.reasons] == ["path", "path"]
 
 
 def test_addresses_are_fetched_within_limits(take_up, tmp_path, web):

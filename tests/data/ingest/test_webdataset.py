@@ -60,6 +60,7 @@ def test_samples_that_something_is_wrong_with(take_up, tmp_path):
         writer.write({"__key__": "latin", "jpg": image, "txt": b"caf\xe9"})
         writer.write({"__key__": "odd", "jpg": image, "json": b"[1]"})
         writer.write({"__key__": "open", "jpg": image, "json": b"{"})
+        writer.write({"__key__": "deep", "jpg": image, "json": b"[" * 50_000})
         writer.write({"__key__": "none", "txt": b"a picture that could not be fetched"})
     taken = take_up(tmp_path / "in")
     assert [row["labels"] for row in taken.rows if row["status"] == "ok"] == [["7"]]
@@ -70,6 +71,8 @@ def test_samples_that_something_is_wrong_with(take_up, tmp_path):
         "odd.jpg": "annotation: odd.json: expected an object, got list",
         "open.jpg": "annotation: open.json: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1)",
+        "deep.jpg": "annotation: deep.json: maximum recursion depth exceeded while decoding a JSON array from a "
+        "unicode string",
         "none.jpg": f"missing: no member none.jpg in {path}",
     }
 

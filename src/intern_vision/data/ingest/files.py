@@ -5,14 +5,16 @@ A ``Tree`` is what a layout looks at; names in it are relative, with ``/``.
 
 import io
 import os
+import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from intern_vision.errors import DataError, MissingObjectError, NoAnswerError
+from intern_vision.errors import DataError, ForbiddenError, MissingObjectError, NoAnswerError
 from intern_vision.pictures import Sources, download
 from intern_vision.store import join_uri, open_store
 
@@ -92,8 +94,12 @@ class LocalFile:
     def read(self, max_bytes: int) -> bytes:
         """The file's bytes."""
         try:
+            found = self.path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+                raise Unusable("unreadable", f"{self.path}: is no ordinary file")
             with open(self.path, "rb") as file:
-                return checked_size(file.read(max_bytes + 1), max_bytes)
+                # Of a file that is small, no more memory is asked for than it takes.
+                return checked_size(file.read(min(found.st_size, max_bytes) + 1), max_bytes)
         except FileNotFoundError:
             raise Unusable("missing", f"no file {self.path}") from None
         except OSError as error:
@@ -117,11 +123,19 @@ class StoredObject:
         return self.listed
 
     def read(self, max_bytes: int) -> bytes:
-        """The object's bytes; AccessError and RetryableError are raised as they are."""
+        """The object's bytes.
+
+        Raises:
+            Unusable: there is no such object, these credentials may not read it, or it is too large.
+            AccessError: the server knows no such credentials.
+            RetryableError: the server does not answer.
+        """
         try:
             return checked_size(open_store(self.uri).read(self.uri, 0, max_bytes + 1), max_bytes)
         except MissingObjectError:
             raise Unusable("missing", "no object lies there") from None
+        except ForbiddenError:
+            raise Unusable("forbidden", "the credentials are good, but may not read this object") from None
 
 
 @dataclass(slots=True, frozen=True)
@@ -171,7 +185,7 @@ class WebFile:
         raise AssertionError("unreachable: the loop returns or raises")
 
 
-class Tree:
+class Tree(ABC):
     """Files of a source by their names.
 
     Attributes:
@@ -193,16 +207,17 @@ class Tree:
         """Whether there is such a file."""
         return name in self._known
 
+    @abstractmethod
     def file(self, name: str) -> File:
         """The file of a name; it need not exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def below(self, folder: str) -> "Tree":
         """The part below a folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _listed(self) -> Iterator[str]:
-        raise NotImplementedError
+        """All names in any order."""
 
     def stream(self, name: str) -> BinaryIO:
         """An annotation file to be read from its beginning; DataError where it cannot be read."""
@@ -221,8 +236,10 @@ class Tree:
             raise DataError(f"{self.shown}/{name}: expected UTF-8 text, got {what}; save it as UTF-8") from None
 
     def named_file(self, name: str) -> File:
-        """The file that a list names by a relative path; ``Unusable`` where it would lead out of the tree."""
+        """The file that a list names by a relative path; ``Unusable`` where it leads out of the tree or is no path."""
         pure = PurePosixPath(name)
+        if "\0" in name:
+            raise Unusable("path", f"{name!r} holds a zero byte, which no file's name can")
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
             raise Unusable("path", f"{name!r} leads out of {self.shown}")
         return self.file(pure.as_posix())

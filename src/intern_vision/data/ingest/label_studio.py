@@ -41,7 +41,7 @@ def read_label_studio(origin: Origin) -> Offers:
     try:
         tasks = json.loads(tree.text(name))
         results = [_results(task) for task in tasks]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{tree.shown}/{name}: expected a JSON export of Label Studio, a list of tasks: {error}"
         ) from None

@@ -13,14 +13,14 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from intern_vision.data.coco import corners
 from intern_vision.data.codec import decode_image, decode_labels, decode_map, encode_png, exif_orientation
-from intern_vision.data.ingest.earlier import Earlier
+from intern_vision.data.ingest.earlier import Earlier, Facts
 from intern_vision.data.ingest.files import File, Unusable
 from intern_vision.data.ingest.offer import Offer, OfferedBox
 from intern_vision.data.manifest import ManifestBox, ManifestRow
@@ -37,45 +37,27 @@ _MAX_SIDE_SWAPPED = (5, 6, 7, 8)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Picture:
-    """What is known of an image once it was decoded.
-
-    Attributes:
-        uri: its address.
-        digest: SHA-256 of its bytes.
-        height_px: upright.
-        width_px: upright.
-        num_bytes: of the encoded file.
-        orientation: EXIF orientation, 1 to 8.
-    """
-
-    uri: str
-    digest: str
-    height_px: int
-    width_px: int
-    num_bytes: int
-    orientation: int = 1
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
 class Opened:
     """A row and what the ingest keeps beside it.
 
     Attributes:
         row: of the manifest.
-        place: what the image's file is called in its source.
-        stamp: of the files it was made from.
-        taken_over: from an earlier manifest, nothing was opened.
-        max_depth_m: largest depth found; 0 without depth.
-        num_mask_classes: largest index found in the mask plus one; 0 without mask.
+        facts: of its files; None where the source itself shows that the image cannot be used.
+        is_new: the files were opened now.
+        taken_over: the facts are those of an earlier manifest.
     """
 
     row: ManifestRow
-    place: str
-    stamp: str
+    facts: Facts | None = None
+    is_new: bool = False
     taken_over: bool = False
-    max_depth_m: float = 0.0
-    num_mask_classes: int = 0
+
+    @property
+    def stamped(self) -> dict[str, str]:
+        """Place and stamp, by which a later ingest knows the image again; without a stamp it is opened anew."""
+        if self.facts is None or self.row.status != "ok":
+            return {"place": self.row.uri, "stamp": ""}
+        return {"place": self.facts.place, "stamp": self.facts.stamp}
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -90,7 +72,8 @@ class Opener:
         max_bytes: size of one encoded image, mask or depth map.
         max_pixels: H times W of one image.
         keep: gives bytes without an address one: bytes and suffix to the address.
-        earlier: rows that need not be opened again.
+        opened: what this ingest opened before it was interrupted.
+        earlier: what an earlier ingest opened.
     """
 
     source: str
@@ -100,6 +83,7 @@ class Opener:
     max_bytes: int
     max_pixels: int
     keep: Callable[[bytes, str], str]
+    opened: Earlier | None = None
     earlier: Earlier | None = None
     # One very large picture at a time: those of all threads together would not fit into memory.
     _large: Any = field(default_factory=threading.Lock, init=False)
@@ -118,60 +102,68 @@ class Opener:
         """
         values: dict[str, Any] = {"key": offer.key, "source": self.source, "licence": offer.licence or self.licence}
         values |= {"split": offer.split or self.split, "caption": offer.caption, "labels": offer.labels}
+        facts, is_new, taken_over = None, False, False
         try:
             if offer.fault:
                 raise Unusable(*offer.fault.split(": ", 1))
-            return self._opened(offer, values)
-        except (Unusable, ConfigError) as error:
-            reason = str(error) if isinstance(error, Unusable) else f"path: {error}"
+            place, stamp = _utf8(offer.image.shown), self._stamp(offer)
+            facts, taken_over = self._known(offer, place, stamp)
+            if facts is None:
+                facts, is_new = self._facts(offer, place, stamp), True
+            if facts.fault:
+                raise Unusable(*facts.fault.split(": ", 1))
+            row = ManifestRow(
+                uri=facts.uri,
+                digest=facts.digest,
+                width_px=facts.width_px,
+                height_px=facts.height_px,
+                num_bytes=facts.num_bytes,
+                boxes=_fitting_boxes(offer, facts),
+                mask=facts.mask,
+                depth=facts.depth,
+                depth_scale=offer.depth_scale if facts.depth else 0.0,
+                **values,
+            )
+        except Unusable as error:
+            taken_over = False
             at = f"{offer.at}: " if offer.at else ""
-            kind, _, words = reason.partition(": ")
+            kind, _, words = str(error).partition(": ")
             # Depth without its scale, boxes that were never checked: a quarantined row keeps none of them.
             row = ManifestRow(
                 uri=_utf8(offer.image.shown), status="quarantined", reason=f"{kind}: {_utf8(at + words)}", **values
             )
-            return Opened(row=row, place=row.uri, stamp="")
+        return Opened(row=row, facts=facts, is_new=is_new, taken_over=taken_over)
 
-    def _opened(self, offer: Offer, values: dict[str, Any]) -> Opened:
+    def _stamp(self, offer: Offer) -> str:
         files = [file for file in (offer.image, offer.mask, offer.depth) if file is not None]
         stamps = [file.stamp() for file in files] + ([offer.mask_stamp] if offer.mask_stamp else [])
         if offer.mask is not None:
             # A mask that fitted the classes need not fit fewer.
             stamps.append(f"{self.num_mask_classes} classes")
-        stamp = " ".join(stamps) if all(stamps) else ""
-        place = offer.image.shown
-        known = self.earlier.find(offer.key, place, stamp) if self.earlier and stamp else None
-        if known is not None and _boxes_fit_upright(offer, known["height_px"], known["width_px"]):
-            facts = {name: known[name] for name in ("uri", "digest", "height_px", "width_px", "num_bytes")}
-            picture = Picture(**facts)
-            mask, depth, max_depth_m, num_classes = known["mask"], known["depth"], 0.0, 0
-        else:
-            known = None
+        return " ".join(stamps) if all(stamps) else ""
+
+    def _known(self, offer: Offer, place: str, stamp: str) -> tuple[Facts | None, bool]:
+        """Facts that need no opening, and whether they are those of an earlier manifest."""
+        for rows, is_manifest in ((self.opened, False), (self.earlier, True)):
+            facts = rows.find(offer.key, place, stamp) if rows and stamp else None
+            if facts and (facts.fault or facts.orientation or _boxes_fit_upright(offer, facts)):
+                return facts, is_manifest
+        return None, False
+
+    def _facts(self, offer: Offer, place: str, stamp: str) -> Facts:
+        """Opens the files of an offer; what is wrong with them is a fact too."""
+        try:
             picture = self._picture(offer.image)
             mask, num_classes = self._mask(offer, picture)
             depth, max_depth_m = self._depth(offer, picture)
-        row = ManifestRow(
-            uri=picture.uri,
-            digest=picture.digest,
-            width_px=picture.width_px,
-            height_px=picture.height_px,
-            num_bytes=picture.num_bytes,
-            boxes=_fitting_boxes(offer, picture),
-            mask=mask,
-            depth=depth,
-            depth_scale=offer.depth_scale if depth else 0.0,
-            **values,
-        )
-        return Opened(
-            row=row,
-            place=place,
-            stamp=stamp,
-            taken_over=known is not None,
-            max_depth_m=max_depth_m,
-            num_mask_classes=num_classes,
-        )
+        except (Unusable, ConfigError) as error:
+            fault = str(error if isinstance(error, Unusable) else Unusable("path", error))
+            return Facts(place=place, stamp=stamp, fault=_utf8(fault))
+        found = {"mask": mask, "num_mask_classes": num_classes, "depth": depth, "max_depth_m": max_depth_m}
+        return replace(picture, place=place, stamp=stamp, **found)
 
-    def _picture(self, file: File) -> Picture:
+    def _picture(self, file: File) -> Facts:
+        """The facts of the image itself."""
         data = file.read(self.max_bytes)
         format, num_pixels = self._format(data)
         with self._large if num_pixels > _LARGE_PIXELS else nullcontext():
@@ -182,7 +174,9 @@ class Opener:
         orientation = exif_orientation(data)
         if orientation in _MAX_SIDE_SWAPPED:
             height, width = width, height
-        return Picture(
+        return Facts(
+            place="",
+            stamp="",
             uri=self._address(file, data, FORMATS[format]),
             digest=hashlib.sha256(data).hexdigest(),
             height_px=height,
@@ -218,7 +212,7 @@ class Opener:
             raise Unusable("format", f"one channel of more than 8 bits ({mode}): what is white? save it with 8 bits")
         return format, size[0] * size[1]
 
-    def _mask(self, offer: Offer, picture: Picture) -> tuple[str | None, int]:
+    def _mask(self, offer: Offer, picture: Facts) -> tuple[str | None, int]:
         if offer.mask is None and offer.draw_mask is None:
             return None, 0
         try:
@@ -239,7 +233,7 @@ class Opener:
             return self.keep(encode_png(mask_HW.astype(np.uint8)), "png"), 1 + largest
         return self._address(offer.mask, data, "png"), 1 + largest
 
-    def _depth(self, offer: Offer, picture: Picture) -> tuple[str | None, float]:
+    def _depth(self, offer: Offer, picture: Facts) -> tuple[str | None, float]:
         if offer.depth is None:
             return None, 0.0
         is_array = offer.depth.shown.lower().endswith(".npy")
@@ -274,17 +268,17 @@ def _jpeg_header(data: bytes) -> tuple[str, str, int, tuple[int, int]] | None:
     return "JPEG", "RGB", 1, (width, height)
 
 
-def _check_size(kind: str, shape: tuple[int, ...], picture: Picture) -> None:
+def _check_size(kind: str, shape: tuple[int, ...], picture: Facts) -> None:
     size = (picture.height_px, picture.width_px)
     if shape != size:
         raise Unusable(kind, f"is {shape} high and wide, its upright image {size}")
 
 
-def _boxes_fit_upright(offer: Offer, height_px: int, width_px: int) -> bool:
-    return not offer.boxes or offer.stated_size_px in (None, (height_px, width_px))
+def _boxes_fit_upright(offer: Offer, facts: Facts) -> bool:
+    return not offer.boxes or offer.stated_size_px in (None, (facts.height_px, facts.width_px))
 
 
-def _fitting_boxes(offer: Offer, picture: Picture) -> tuple[ManifestBox, ...] | None:
+def _fitting_boxes(offer: Offer, picture: Facts) -> tuple[ManifestBox, ...] | None:
     """Boxes of the upright image; those that are stated for the pixels as stored are turned with the image."""
     if offer.boxes is None:
         return None

@@ -72,7 +72,7 @@ def _json_rows(file: io.TextIOBase, place: str) -> Iterator[tuple[int, dict[str,
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: line {number}: expected a JSON object: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: line {number}: expected a JSON object, got {type(values).__name__}")

@@ -24,8 +24,8 @@ class SeenTasks:
 
     def add(self, opened: Opened) -> None:
         """Takes a row; one that is not usable does not count."""
-        row = opened.row
-        if row.status != "ok":
+        row, facts = opened.row, opened.facts
+        if row.status != "ok" or facts is None:
             return
         if row.labels is not None:
             self._labels.update(row.labels)
@@ -35,11 +35,11 @@ class SeenTasks:
         if row.mask is not None:
             self._has_mask = True
             known = self._known["segment"].num_classes if opened.taken_over and "segment" in self._known else 0
-            self._num_mask_classes = max(self._num_mask_classes, opened.num_mask_classes, known)
+            self._num_mask_classes = max(self._num_mask_classes, facts.num_mask_classes, known)
         if row.depth is not None:
             self._has_depth = True
             known_m = self._known["depth"].max_depth_m if opened.taken_over and "depth" in self._known else 0.0
-            self._max_depth_m = max(self._max_depth_m, opened.max_depth_m, known_m)
+            self._max_depth_m = max(self._max_depth_m, facts.max_depth_m, known_m)
 
     def tasks(self, offers: Offers) -> dict[str, Task]:
         """Family to task; classes that the source lists come in its order, others in that of the alphabet.

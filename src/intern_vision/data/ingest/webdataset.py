@@ -80,7 +80,7 @@ def _add_texts(offer: Offer, tree: ArchiveTree, members: dict[str, str]) -> None
         text = _text(tree, members["json"])
         try:
             facts = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unusable("annotation", f"{members['json']}: {error}") from None
         if not isinstance(facts, dict):
             raise Unusable("annotation", f"{members['json']}: expected an object, got {type(facts).__name__}")
