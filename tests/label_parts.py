@@ -1,5 +1,6 @@
 """Datasets that annotate a part of the upstream classes, in a numbering of their own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,32 @@ def make_part(world: World, folder: Path, name: str, classes: dict[Family, tuple
     }
     rows = range(len(source))[samples]
     write_dataset((_kept(source[row], numbers) for row in rows), info, folder / "data")
+    return commit_folder(world.store_root, "prepare", "dataset", name, folder / "data")
+
+
+def make_classes(world: World, folder: Path, name: str, class_names: tuple[str, ...], samples: slice) -> Ref:
+    """Commits the classification set's training images of some classes, in a numbering of their own.
+
+    Args:
+        world: holds the classification set.
+        folder: a free local folder.
+        name: the dataset's name.
+        class_names: classes kept, in their new order.
+        samples: which of the images, before other classes are left out.
+    """
+    store = open_store(world.store_root)
+    task = load_info(store, world.flower.uri).tasks["classify"]
+    source = ShardSource(store, world.flower.uri, cache_dir=folder / "cache", fields=("label",), split="train")
+    info = DatasetInfo(name=name, tasks={"classify": task.model_copy(update={"class_names": class_names})})
+
+    def relabelled() -> Iterator[Sample]:
+        for row in range(len(source))[samples]:
+            sample = source[row]
+            if task.class_names[sample.label] in class_names:
+                sample.label = class_names.index(task.class_names[sample.label])
+                yield sample
+
+    write_dataset(relabelled(), info, folder / "data")
     return commit_folder(world.store_root, "prepare", "dataset", name, folder / "data")
 
 

@@ -105,6 +105,37 @@ def plain_clip_resnet(fresh, x, spec):
     return maps, vector[0]
 
 
+def plain_block(fresh, tokens, block, num_heads, eps, quick_gelu, causal=False):
+    """Attention and MLP as timm (``blocks.``) or open_clip (``resblocks.``) name them."""
+    clip, width = "resblocks" in block, tokens.shape[-1]
+    norms = ("ln_1", "ln_2") if clip else ("norm1", "norm2")
+    qkv, out = ("attn.in_proj_", "attn.out_proj") if clip else ("attn.qkv.", "attn.proj")
+    y = fresh.layer_norm(tokens, f"{block}.{norms[0]}", eps)
+    fused = F.linear(
+        y, fresh(f"{block}.{qkv}weight", 3 * width, width, scale=0.3), fresh(f"{block}.{qkv}bias", 3 * width)
+    )
+    q, k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in fused.chunk(3, -1))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    tokens = tokens + fresh.linear(y, f"{block}.{out}", width)
+    names = ("mlp.c_fc", "mlp.c_proj") if clip else ("mlp.fc1", "mlp.fc2")
+    y = fresh.linear(fresh.layer_norm(tokens, f"{block}.{norms[1]}", eps), f"{block}.{names[0]}", 4 * width)
+    y = y * torch.sigmoid(1.702 * y) if quick_gelu else F.gelu(y)
+    return tokens + fresh.linear(y, f"{block}.{names[1]}", width)
+
+
+def plain_clip_text(fresh, ids_BL, sizes, prefix=""):
+    """As the text tower of open_clip's state dict is named, with CLIP's own ids: vectors that are not normalised."""
+    words = fresh(f"{prefix}token_embedding.weight", sizes.vocab_size, sizes.width, scale=0.5)
+    position = fresh(f"{prefix}positional_embedding", sizes.context_length, sizes.width)
+    tokens = F.embedding(ids_BL, words) + position[: ids_BL.shape[1]]
+    for number in range(sizes.num_blocks):
+        block = f"{prefix}transformer.resblocks.{number}"
+        tokens = plain_block(fresh, tokens, block, sizes.num_heads, 1e-5, sizes.quick_gelu, causal=True)
+    ends = fresh.layer_norm(tokens, f"{prefix}ln_final", 1e-5)[torch.arange(len(ids_BL)), ids_BL.argmax(1)]
+    fresh("logit_scale", 1, around=3.0)
+    return ends @ fresh(f"{prefix}text_projection", sizes.width, sizes.embedding_width)
+
+
 def plain_vit(fresh, x, spec):
     """As timm's or open_clip's state dict is named: (tokens after every block, vector)."""
     clip = spec.kind == "clip_vit"
@@ -125,26 +156,12 @@ def plain_vit(fresh, x, spec):
     after = []
     for number in range(spec.num_blocks[0]):
         block = f"visual.transformer.resblocks.{number}" if clip else f"blocks.{number}"
-        norms = ("ln_1", "ln_2") if clip else ("norm1", "norm2")
-        qkv, out = ("attn.in_proj_", "attn.out_proj") if clip else ("attn.qkv.", "attn.proj")
-        y = fresh.layer_norm(tokens, f"{block}.{norms[0]}", eps)
-        fused = F.linear(
-            y,
-            fresh(f"{block}.{qkv}weight", 3 * width, width, scale=0.3),
-            fresh(f"{block}.{qkv}bias", 3 * width),
-        )
-        q, k, v = (part.unflatten(2, (spec.num_heads, -1)).transpose(1, 2) for part in fused.chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        tokens = tokens + fresh.linear(y, f"{block}.{out}", width)
-        names = ("mlp.c_fc", "mlp.c_proj") if clip else ("mlp.fc1", "mlp.fc2")
-        y = fresh.linear(fresh.layer_norm(tokens, f"{block}.{norms[1]}", eps), f"{block}.{names[0]}", 4 * width)
-        y = y * torch.sigmoid(1.702 * y) if spec.quick_gelu else F.gelu(y)
-        tokens = tokens + fresh.linear(y, f"{block}.{names[1]}", width)
+        tokens = plain_block(fresh, tokens, block, spec.num_heads, eps, spec.quick_gelu)
         after.append(tokens)
     vector = fresh.layer_norm(tokens, "visual.ln_post" if clip else "norm", eps)[:, 0]
     if clip:
         fresh("visual.proj", width, 5)
-        fresh("logit_scale", 1)
+        fresh("logit_scale", 1, around=3.0)
     else:
         fresh.linear(vector, "head", 10)
     return after, vector

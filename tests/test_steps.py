@@ -230,7 +230,8 @@ def test_public_weights_stand_in_for_the_amateur(run_dir, tmp_path):
     steps.train_step("amateur_local", "smoke", overrides, "", inputs, str(tmp_path / "local"))
     local = read_ref(tmp_path / "local")
     assert read_record(store, local.uri).files == read_record(store, amateur.uri).files
-    with pytest.raises(ConfigError, match="amateur_local.mode: expected none with public weights, got 'masked'"):
+    refused = "amateur_local.mode: expected none with public weights without a vocabulary, got 'masked'"
+    with pytest.raises(ConfigError, match=refused):
         resolve("small", overrides)
 
 

@@ -62,7 +62,8 @@ class RunConfig(Config):
         downstream: every downstream dataset; the name is filled in.
         search: the architecture search.
         amateur: Up-A-G.
-        weights: public weights that stand in for Up-A-G, which is then not trained; Up-A-L's mode must be ``none``.
+        weights: public weights that stand in for Up-A-G, which is then not trained; without their ``vocabulary``
+            Up-A-L's mode must be ``none``.
         amateur_local: Up-A-L.
         experts: Up-E by family.
         generalists: the candidates of Up-G by name; one of them is chosen on validation images.
@@ -147,8 +148,9 @@ class RunConfig(Config):
         for field, names in (("arms", self.arms), ("fine_tuned_arms", self.fine_tuned_arms)):
             known = models if field == "arms" else self.arms
             faults += [f"{field}: expected names among {', '.join(known)}, got {n!r}" for n in names if n not in known]
-        if self.weights is not None and self.amateur_local.mode != "none":
-            faults.append(f"amateur_local.mode: expected none with public weights, got {self.amateur_local.mode!r}")
+        if self.weights is not None and not self.weights.vocabulary and self.amateur_local.mode != "none":
+            mode = self.amateur_local.mode
+            faults.append(f"amateur_local.mode: expected none with public weights without a vocabulary, got {mode!r}")
         if "multi_stage" in self.adapt.recipes and "represented" in self.adapt.multi_stage.stages and not self.codebook:
             faults.append("codebook: expected its settings, {} for the usual ones, as the recipe multi_stage needs it")
         passes = self.image_passes()

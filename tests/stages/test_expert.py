@@ -162,6 +162,11 @@ def test_config_faults_are_named():
             {"family": "depth", "head_learning_rate_scales": {"depth": 0}},
             r"head_learning_rate_scales.depth: expected a number > 0, got 0",
         ),
+        ({"family": "depth", "num_frozen_head_steps": 2}, "num_frozen_head_steps: expected freeze_heads beside it"),
+        (
+            {"family": "depth", "freeze_heads": True, "num_frozen_head_steps": 4},
+            "num_frozen_head_steps: expected less than trainer.num_steps 4, got 4, or 0 for all of them",
+        ),
         ({"family": "depth", "task_weights": {"depth": -1}}, r"task_weights.depth: expected a number > 0, got -1"),
     ):
         with pytest.raises(ConfigError, match=message):

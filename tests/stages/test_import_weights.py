@@ -1,17 +1,24 @@
+import clip_words
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import AUGMENT, HEAD, SIZE_PX, World, train_here, trainer_config
+from plain_networks import Fresh, plain_clip_text, plain_vit
 from safetensors.torch import load_file, save_file
 
-from intern_vision.errors import CheckpointError, ConfigError
+from intern_vision.bench.zero_shot import zero_shot_model
+from intern_vision.data.text import Tokenizer
+from intern_vision.errors import CheckpointError, ConfigError, DataError
 from intern_vision.models.genotype import TOY_SA, TOY_XCA
 from intern_vision.models.metanet import MetaNet
 from intern_vision.models.public_backbones import PublicBackbone, make_public_backbone
 from intern_vision.models.public_keys import public_names
-from intern_vision.models.vision import VisionModel
-from intern_vision.stages import import_weights
+from intern_vision.models.vision import TextSpec, VisionModel
+from intern_vision.stages import amateur_local, import_weights
 from intern_vision.stages.base import Inputs, fetch, read_record, run_stage
 from intern_vision.store import file_sha256, open_store
+from intern_vision.task import Task
+from intern_vision.train.settings import LocalConfig
 
 TINY = PublicBackbone(kind="resnet", num_blocks=(1, 1, 1, 1), width=8, bottleneck=False)
 
@@ -60,6 +67,90 @@ def test_a_public_metanet_becomes_committed_weights(world: World, tmp_path):
         )
     with pytest.raises(CheckpointError, match=r"of another architecture|missing"):
         run_stage("import_weights", config(path, backbone=None, genotype=TOY_XCA), Inputs())
+
+
+CLIP = PublicBackbone(
+    kind="clip_vit", num_blocks=(4,), width=16, num_heads=2, patch_size_px=16, position_size_px=32, quick_gelu=True
+)
+NUM_MERGES = 30
+
+
+@pytest.fixture
+def clip_file(tmp_path):
+    """An open_clip file, its vocabulary, and what a plain network says of an image and some classes."""
+    fresh, path, vocabulary = Fresh(), tmp_path / "clip.safetensors", tmp_path / "merges.txt.gz"
+    merges = clip_words.write_vocabulary(vocabulary, NUM_MERGES)
+    sizes = TextSpec(
+        vocab_size=514 + NUM_MERGES, context_length=24, width=12, num_blocks=2, num_heads=2, pooling="end",
+        embedding_width=5, quick_gelu=True,
+    )  # fmt: skip
+
+    def texts(prompts):
+        rows = [[sizes.vocab_size - 2, *clip_words.clip_ids(text, merges), sizes.vocab_size - 1] for text in prompts]
+        return plain_clip_text(fresh, torch.tensor([row + [0] * (24 - len(row)) for row in rows]), sizes)
+
+    def images(x_BCHW):
+        return plain_vit(fresh, x_BCHW, CLIP)[1] @ fresh.tensors["visual.proj"]
+
+    texts(["a cup"])
+    images(torch.zeros(1, 3, 32, 32))
+    save_file({name: tensor.contiguous() for name, tensor in fresh.tensors.items()}, path)
+    settings = {"vocabulary": str(vocabulary), "vocabulary_sha256": file_sha256(vocabulary), "num_text_heads": 2}
+    return config(path, backbone=CLIP, **settings), texts, images
+
+
+def test_an_open_clip_file_with_its_vocabulary_names_classes_without_labels(world: World, clip_file, tmp_path):
+    clip_config, texts, images = clip_file
+    ref = run_stage("import_weights", clip_config, Inputs())
+    folder = fetch(open_store(world.store_root), ref, tmp_path / "fetched")
+    assert Tokenizer.load(folder / "tokenizer.json").vocab_size == 516 + NUM_MERGES
+    names = ("small red cup", "cats", "lemons")
+    task, templates = Task(family="classify", class_names=names), ("{}", "a photo of the {}!")
+    model = zero_shot_model(folder, folder / "tokenizer.json", task, templates)
+    image_BCHW = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        scores_BK = model.heads["classify"](model(image_BCHW))["logits_BK"]
+        class_KD = torch.stack(
+            [F.normalize(texts([t.replace("{}", name) for t in templates]), dim=-1).mean(0) for name in names]
+        )
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP.mean, CLIP.std))
+        image_BD = F.normalize(images((image_BCHW / 255 - mean) / std), dim=-1)
+        scale = VisionModel.load(folder).text.log_scale.exp()
+    torch.testing.assert_close(scores_BK, scale * image_BD @ F.normalize(class_KD, dim=-1).T, atol=1e-3, rtol=1e-3)
+
+
+def test_an_imported_amateur_goes_on_as_up_a_l(world: World, clip_file, tmp_path):
+    ref = run_stage("import_weights", clip_file[0], Inputs())
+    local = amateur_local.Config(
+        mode="pixpro",
+        local=LocalConfig(hidden_width=12, projection_width=8),
+        trainer=trainer_config(num_steps=2),
+        augment=AUGMENT.with_overrides({"num_views": 2}),
+        probe=trainer_config(),
+    )
+    job = amateur_local.build(local, world.workspace(tmp_path / "work", data=world.upstream, amateur=ref))
+    events = train_here(job)
+    assert all(event["metrics"]["loss"] < float("inf") for event in events) and len(events) == 2
+
+
+def test_without_a_vocabulary_the_image_tower_alone_is_taken(world: World, clip_file, tmp_path):
+    changes = {"vocabulary": "", "vocabulary_sha256": "", "name": "image-tower"}
+    ref = run_stage("import_weights", clip_file[0].with_overrides(changes), Inputs())
+    assert read_record(open_store(world.store_root), ref.uri).files.keys() == {"model.json", "weights.safetensors"}
+
+
+def test_vocabularies_that_do_not_fit_are_told_in_one_line(world: World, file, clip_file, tmp_path):
+    clip_config = clip_file[0]
+    for changes, message in (
+        ({"vocabulary": str(tmp_path / "none")}, "import_weights.vocabulary: .*none is no file"),
+        ({"vocabulary_sha256": "0" * 64}, "import_weights.vocabulary_sha256: .* check the download"),
+        ({"vocabulary_sha256": ""}, "vocabulary_sha256: expected beside vocabulary"),
+        ({"vocabulary": clip_config.path, "vocabulary_sha256": clip_config.sha256}, "cannot be read as a list of mer"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            run_stage("import_weights", clip_config.with_overrides(changes), Inputs())
+    with pytest.raises(ConfigError, match="vocabulary: only an open_clip file has a text tower"):
+        config(file).with_overrides({"vocabulary": "merges.txt", "vocabulary_sha256": "0" * 64})
 
 
 def test_its_weights_train_under_a_head(world: World, file, tmp_path):

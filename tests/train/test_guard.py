@@ -5,7 +5,7 @@ import pytest
 from toy_training import SpikingSource, run_toy, toy_checkpoints, toy_job, weights_of
 
 from intern_vision.errors import ConfigError, RetryableError, TrainingError
-from intern_vision.train import launch
+from intern_vision.train import stage_events
 from intern_vision.train.guard import DivergenceGuard
 
 
@@ -83,6 +83,6 @@ def test_the_history_forgets_the_steps_that_are_trained_again(tmp_path):
     with open(path, "a+") as history:
         for step in (1, 2, 3):
             history.write(json.dumps({"step": step}) + "\n")
-        launch._forget_after(1, history)
+        stage_events._forget_after(1, history)
         history.write(json.dumps({"step": 2, "loss": 0.5}) + "\n")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2, "loss": 0.5}]

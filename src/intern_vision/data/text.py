@@ -1,5 +1,7 @@
-"""Captions to token ids: a byte-level BPE trained on the run's own captions, and EDA caption augmentation."""
+"""Captions to token ids: a byte-level BPE trained on the run's own captions or CLIP's, and EDA caption augmentation."""
 
+import gzip
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,11 @@ _PAD, _MASK, _START, _END = "<pad>", "<mask>", "<start>", "<end>"
 # All 256 bytes must have a token, so that any text can be encoded.
 _MIN_VOCAB_SIZE = 256 + 4
 _CHANGED_WORD_SHARE = 0.1
+# CLIP's words (arXiv 2103.00020, section 2.4, and the published tokenizer): letters, single digits, runs of signs.
+_CLIP_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_WORD_END = "</w>"
+# The published list unpacked is 3 MB.
+_MAX_MERGES_BYTES = 16 * 2**20
 
 
 class Tokenizer:
@@ -60,6 +67,51 @@ class Tokenizer:
         return cls(bpe)
 
     @classmethod
+    def from_clip(cls, path: Path, vocab_size: int) -> Self:
+        """CLIP's vocabulary; its words have an id one larger than there, because 0 is padding here.
+
+        Texts are lower-cased and their white space is joined, as there; its repair of wrongly decoded texts (ftfy) and
+        of HTML entities is left to whoever wrote the captions.
+
+        Args:
+            path: the list of merges that CLIP was published with (``bpe_simple_vocab_16e6.txt`` or its ``.gz``): a
+                line that names the version, then two pieces a line.
+            vocab_size: ids of the text tower that it is for, four special ones included.
+
+        Raises:
+            DataError: the file cannot be read, is too long or too short, or a line is no merge.
+        """
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Bpe
+
+        letters = _byte_letters()
+        pieces = [_PAD, *letters, *(letter + _CLIP_WORD_END for letter in letters)]
+        num_merges = vocab_size - len(pieces) - 3
+        if num_merges < 0:
+            raise DataError(f"vocab_size: CLIP's bytes alone take {vocab_size - num_merges} ids, got {vocab_size}")
+        merges = _read_merges(path, num_merges, pieces)
+        bpe = Bpe(
+            models.BPE(
+                vocab={piece: number for number, piece in enumerate(pieces)},
+                merges=merges,
+                end_of_word_suffix=_CLIP_WORD_END,
+            )
+        )
+        bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        # The letter that stands for the byte of a space.
+        bpe.decoder = decoders.Sequence([decoders.Replace(_CLIP_WORD_END, "\u0120"), decoders.ByteLevel()])
+        bpe.add_special_tokens([_PAD, _MASK, _START, _END])
+        return cls(bpe)
+
+    @classmethod
     def load(cls, path: Path) -> Self:
         """Reads what ``save`` wrote; DataError where the file is missing or something else."""
         from tokenizers import Tokenizer as Bpe
@@ -94,6 +146,41 @@ class Tokenizer:
         """Text of the ids, without the special ones."""
         specials = {self.pad_id, self.mask_id, self.start_id, self.end_id}
         return self._bpe.decode([int(token) for token in tokens if token not in specials]).strip()
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in lists of merges, printable bytes first, as CLIP counts them."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(0x100 + number) for number in range(256 - len(printable))]
+
+
+def _read_merges(path: Path, num_merges: int, pieces: list[str]) -> list[tuple[str, str]]:
+    """The first merges of a file, best first; what each makes is added to ``pieces``."""
+    advice = "give the list that the model was trained with (CLIP: bpe_simple_vocab_16e6.txt.gz)"
+    try:
+        with path.open("rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            content = (gzip.GzipFile(fileobj=file) if is_packed else file).read(_MAX_MERGES_BYTES + 1)
+        text = content.decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list of merges ({error}); {advice}") from None
+    if len(content) > _MAX_MERGES_BYTES:
+        raise DataError(f"{path}: more than {_MAX_MERGES_BYTES >> 20} MiB of text; {advice}")
+    lines = text.rstrip().split("\n")[1 : num_merges + 1]
+    known, merges = set(pieces), []
+    for number, line in enumerate(lines, 2):
+        parts = tuple(line.split())
+        if len(parts) != 2 or not known.issuperset(parts) or "".join(parts) in known:
+            raise DataError(
+                f"{path}: line {number}: expected two known pieces of a new one, got {line[:60]!r}; {advice}"
+            )
+        merges.append(parts)
+        known.add("".join(parts))
+        pieces.append("".join(parts))
+    if len(merges) < num_merges:
+        raise DataError(f"{path}: {len(merges)} merges, and the text tower has ids for {num_merges}; {advice}")
+    return merges
 
 
 def mask_tokens(

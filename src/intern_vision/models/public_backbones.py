@@ -6,7 +6,7 @@ Files come as torchvision, timm and open_clip publish them: a state dict in safe
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +78,11 @@ class PublicBackbone(Config):
         """Whether it is a convolution network."""
         return self.kind in ("resnet", "clip_resnet")
 
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is an image tower of CLIP's, which has a text tower beside it."""
+        return self.kind in ("clip_resnet", "clip_vit")
+
 
 def _resnet(num_blocks: tuple[int, ...], *, bottleneck: bool = True) -> PublicBackbone:
     return PublicBackbone(kind="resnet", num_blocks=num_blocks, width=64, bottleneck=bottleneck)
@@ -128,7 +133,7 @@ PUBLIC_BACKBONES: dict[str, PublicBackbone] = {
 }
 """Sizes by name. timm's ViTs trained on ImageNet-21k take mean and deviation 0.5; others may differ: set the fields."""
 
-_TIMM = (
+TIMM_NAMES = (
     (r"^patch_embed\.proj\.", "patch."),
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "position"),
@@ -140,7 +145,7 @@ _TIMM = (
     (r"\.mlp\.fc1\.", ".mlp.0."),
     (r"\.mlp\.fc2\.", ".mlp.2."),
 )
-_OPEN_CLIP = (
+OPEN_CLIP_NAMES = (
     (r"^conv1\.", "patch."),
     (r"^class_embedding$", "class_token"),
     (r"^positional_embedding$", "position"),
@@ -190,13 +195,19 @@ def backbone_tensors(tensors: Mapping[str, "Tensor"], spec: PublicBackbone) -> d
     for key, name in names.items():
         if _CLASSIFIERS[spec.kind].match(name):
             continue
-        for pattern, ours in {"vit": _TIMM, "clip_vit": _OPEN_CLIP}.get(spec.kind, ()):
-            name = re.sub(pattern, ours, name)
+        name = own_name(name, {"vit": TIMM_NAMES, "clip_vit": OPEN_CLIP_NAMES}.get(spec.kind, ()))
         tensor = tensors[key]
         if name in ("class_token", "position"):
             tensor = tensor.reshape(-1, tensor.shape[-1])
         found[name] = tensor
     return found
+
+
+def own_name(name: str, patterns: Sequence[tuple[str, str]]) -> str:
+    """A public name with every pattern of ``OPEN_CLIP_NAMES`` and its kind replaced by our words."""
+    for pattern, ours in patterns:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def load_public_backbone(network: "nn.Module", path: Path, spec: PublicBackbone) -> None:

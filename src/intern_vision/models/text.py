@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intern_vision.errors import ConfigError, DataError
 from intern_vision.models.layers import Mlp, SelfAttention
+from intern_vision.models.vit import QuickGelu
 
 PAD_TOKEN = 0
 
@@ -29,6 +30,7 @@ class TextEncoder(nn.Module):
         out_width: width of the text vector.
         pooling: ``end`` takes the hidden state at the largest id of the text, ``mean`` averages
             those that are not padding.
+        quick_gelu: CLIP's approximation of GELU, as in OpenAI's own weights.
 
     Raises:
         ConfigError: the heads do not divide the width, or a bag of words is pooled at its end.
@@ -43,6 +45,7 @@ class TextEncoder(nn.Module):
         num_heads: int,
         out_width: int,
         pooling: Literal["end", "mean"],
+        quick_gelu: bool = False,
     ):
         """Builds the encoder with fresh weights."""
         super().__init__()
@@ -56,7 +59,7 @@ class TextEncoder(nn.Module):
         self.context_length = context_length
         self.token = nn.Embedding(vocab_size, width)
         self.position = nn.Parameter(torch.empty(context_length, width))
-        self.blocks = nn.ModuleList(TextBlock(width, num_heads) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(TextBlock(width, num_heads, quick_gelu) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width) if num_blocks else nn.Identity()
         self.projection = nn.Linear(width, out_width)
         self._init_weights(width)
@@ -112,13 +115,15 @@ class TextEncoder(nn.Module):
 class TextBlock(nn.Module):
     """Pre-norm attention and a four times wider GELU MLP, both added to the stream."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, quick_gelu: bool = False):
         """Builds the block; ``num_heads`` divides ``width``."""
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, width, width // num_heads)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width, width, "gelu")
+        if quick_gelu:
+            self.mlp[1] = QuickGelu()
 
     def forward(self, x_BLW: Tensor, allowed_BLL: Tensor) -> Tensor:
         """Mixes tokens where ``allowed_BLL`` (query, key) is True."""

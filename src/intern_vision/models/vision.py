@@ -74,6 +74,7 @@ class TextSpec(Config):
         num_heads: attention heads.
         pooling: ``end`` (the end-of-text token) or ``mean``.
         embedding_width: width of the space shared with images.
+        quick_gelu: CLIP's approximation of GELU.
     """
 
     vocab_size: int = Field(ge=4)
@@ -83,6 +84,7 @@ class TextSpec(Config):
     num_heads: int = Field(ge=1)
     pooling: Literal["end", "mean"]
     embedding_width: int = Field(ge=1)
+    quick_gelu: bool = False
 
 
 class ModelSpec(Config):
@@ -358,6 +360,7 @@ class TextTower(nn.Module):
             spec.num_heads,
             spec.embedding_width,
             spec.pooling,
+            spec.quick_gelu,
         )
         self.projection = nn.Linear(vector_width, spec.embedding_width, bias=False)
         # One element and not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.

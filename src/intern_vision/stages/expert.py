@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from intern_vision import config as base
 from intern_vision.data.settings import AugmentConfig, MixtureConfig
 from intern_vision.errors import CheckpointError, ConfigError
@@ -36,6 +38,8 @@ class Config(base.Config):
         head_learning_rate_scales: factor on a head's learning rate by head name; 1 where left out.
         freeze_backbone: train the heads alone.
         freeze_heads: train the backbone alone, or with the heads not named here; the others come from ``experts``.
+        num_frozen_head_steps: steps at the start that ``freeze_heads`` holds for; 0: throughout. The frozen heads' own
+            gradients still count in ``trainer.gradient_clip``.
         trainer: the loop's settings.
         head: sizes and loss weights.
         augment: how training images are changed.
@@ -50,6 +54,7 @@ class Config(base.Config):
     head_learning_rate_scales: dict[str, float] = {}
     freeze_backbone: bool = False
     freeze_heads: bool | tuple[str, ...] = False
+    num_frozen_head_steps: int = Field(default=0, ge=0)
     trainer: TrainerConfig
     head: HeadConfig = HeadConfig()
     augment: AugmentConfig
@@ -63,6 +68,13 @@ class Config(base.Config):
             faults.append(f"families: expected each family once, got {', '.join(self.families)}")
         if self.freeze_backbone and self.freeze_heads is True:
             faults.append("freeze_heads: nothing is left to train; leave freeze_backbone or freeze_heads out")
+        if self.num_frozen_head_steps and not self.freeze_heads:
+            faults.append("num_frozen_head_steps: expected freeze_heads beside it; say which heads stay")
+        if self.num_frozen_head_steps >= self.trainer.num_steps:
+            faults.append(
+                f"num_frozen_head_steps: expected less than trainer.num_steps {self.trainer.num_steps}, "
+                f"got {self.num_frozen_head_steps}, or 0 for all of them"
+            )
         for name in ("task_weights", "head_learning_rate_scales"):
             faults += [
                 f"{name}.{head}: expected a number > 0, got {value:g}"
@@ -96,7 +108,7 @@ def build(config: Config, workspace: "Workspace") -> "TrainJob":
     """The training itself, in a rank."""
     from intern_vision.models.vision import ModelSpec, VisionModel, read_spec
     from intern_vision.train.objective import MultiTaskObjective
-    from intern_vision.train.schedule import head_rate_scales
+    from intern_vision.train.schedule import head_rate_scales, head_start_steps
     from intern_vision.train.trainer import TrainJob
     from intern_vision.train.upstream import (
         fields_of,
@@ -119,12 +131,12 @@ def build(config: Config, workspace: "Workspace") -> "TrainJob":
     )
     model.load_part(amateur, "backbone")
     experts = [workspace.fetch(ref) for ref in workspace.inputs.many("experts")]
-    _load_heads(config, model, experts)
+    frozen = _load_heads(config, model, experts)
     objective = MultiTaskObjective(
         model,
         config.task_weights,
         freeze_backbone=config.freeze_backbone,
-        freeze_heads=config.freeze_heads,
+        freeze_heads=() if config.num_frozen_head_steps else frozen,
         infos=infos,
     )
     return TrainJob(
@@ -133,6 +145,7 @@ def build(config: Config, workspace: "Workspace") -> "TrainJob":
         transform=upstream_augment(infos, config.augment),
         config=config.trainer,
         learning_rate_scales=head_rate_scales(config.head_learning_rate_scales, model.heads),
+        start_steps=head_start_steps(frozen, config.num_frozen_head_steps) if config.num_frozen_head_steps else {},
         identity=config.to_dict(),
     )
 
@@ -144,8 +157,8 @@ def _check_sources(config: Config, infos: "Sequence[DatasetInfo]") -> None:
         raise ConfigError(f"relative_depth: expected datasets among {', '.join(names)}, got {unknown[0]!r}")
 
 
-def _load_heads(config: Config, model: "VisionModel", experts: "Sequence[Path]") -> None:
-    """Takes each head from the first expert that has it.
+def _load_heads(config: Config, model: "VisionModel", experts: "Sequence[Path]") -> tuple[str, ...]:
+    """Takes each head from the first expert that has it; gives the names of those to be frozen.
 
     Raises:
         CheckpointError: an expert's head has another label space.
@@ -169,3 +182,4 @@ def _load_heads(config: Config, model: "VisionModel", experts: "Sequence[Path]")
     fresh = [name for name in frozen if name not in found]
     if fresh:
         raise ConfigError(f"freeze_heads: head {fresh[0]} has no weights yet; give the input experts one that has it")
+    return frozen

@@ -1,6 +1,7 @@
 """Starts the DeepSpeed engine of a training and says in one line what this machine cannot do."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,9 +54,10 @@ def start_engine(job: "TrainJob", context: "RankContext") -> tuple[Any, torch.de
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         learning_rate_scales={f"objective.{k}": v for k, v in job.learning_rate_scales.items()},
+        start_steps={f"objective.{k}": v for k, v in job.start_steps.items()},
     )
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=config.zero_stage == 0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_curve(config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_curves(config, optimizer))
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -88,7 +90,7 @@ def set_progress(engine: Any, config: TrainerConfig, step: int, rate_factor: flo
     engine.micro_steps = step * config.num_accumulation
     engine.global_samples = step * config.batch_size
     schedule = engine.lr_scheduler
-    schedule.lr_lambdas = [_rate_curve(config, rate_factor)] * len(schedule.base_lrs)
+    schedule.lr_lambdas = _rate_curves(config, schedule.optimizer, rate_factor)
     schedule.last_epoch, schedule._step_count = step, step + 1
     rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
@@ -132,9 +134,19 @@ def checkpoint_activations(objective: nn.Module) -> None:
         module.checkpoint_activations = True
 
 
-def _rate_curve(config: TrainerConfig, rate_factor: float = 1.0) -> Callable[[int], float]:
+def _rate_curves(
+    config: TrainerConfig, optimizer: torch.optim.Optimizer, rate_factor: float = 1.0
+) -> list[Callable[[int], float]]:
+    """One curve a parameter group: 0 before its first step, then the common one.
+
+    At rate 0 AdamW changes no weight, not by decay either, but its moments are those of training by then.
+    """
     num_warmup_steps = int(config.warmup_share * config.num_steps)
-    return lambda step: rate_factor * warmup_cosine(step, config.num_steps, num_warmup_steps)
+
+    def factor(step: int, start_step: int) -> float:
+        return rate_factor * warmup_cosine(step, config.num_steps, num_warmup_steps) if step >= start_step else 0.0
+
+    return [partial(factor, start_step=group["start_step"]) for group in optimizer.param_groups]
 
 
 def _device(context: "RankContext") -> torch.device:
