@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from intern_vision.config import Config, canonical_json, changed_fields, parse_json_object, text_digest
+from intern_vision.config import PACE, Config, canonical_json, changed_fields, parse_json_object, text_digest
 from intern_vision.errors import ConfigError
 from intern_vision.ref import Kind, Ref
 from intern_vision.task import Family, Task
@@ -243,3 +243,22 @@ def test_task_needs_what_its_family_is_measured_with(family, class_names):
     needed = "max_depth_m must be > 0" if family == "depth" else f"class_names must not be empty for family {family}"
     with pytest.raises(ConfigError, match=needed):
         Task.from_dict({"family": family})
+
+
+class Paced(Config):
+    num_steps: int = 1
+    num_nodes: int = Field(default=1, json_schema_extra=PACE)
+
+
+class Stage(Config):
+    trainer: Paced = Paced()
+    name: str = "a"
+    num_threads: int = Field(default=1, json_schema_extra=PACE)
+
+
+def test_what_only_decides_the_pace_is_in_no_key_at_any_depth_and_stays_in_the_config():
+    slow, fast = Stage(), Stage(trainer=Paced(num_nodes=4), num_threads=8)
+    assert slow.deciding() == fast.deciding() == {"trainer": {"num_steps": 1}, "name": "a"}
+    assert Stage(trainer=Paced(num_steps=2)).deciding() != slow.deciding()
+    assert Stage.from_dict(fast.deciding()) == slow and fast.with_overrides({"name": "b"}).trainer.num_nodes == 4
+    assert Recipe(name="x").deciding() == Recipe(name="x").to_dict()

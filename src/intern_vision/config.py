@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from intern_vision.errors import ConfigError
 
+PACE = {"intern_pace": True}
+"""``json_schema_extra`` of a field that decides how fast a result is made and not what it is."""
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no white space: equal values give equal text."""
@@ -56,6 +59,16 @@ class Config(BaseModel):
     def to_json(self) -> str:
         """Canonical JSON text."""
         return canonical_json(self.to_dict())
+
+    def deciding(self) -> dict[str, Any]:
+        """``to_dict`` without the fields marked ``PACE``, at any depth: what a result's key depends on."""
+        values = self.to_dict()
+        for name, field in type(self).model_fields.items():
+            if field.json_schema_extra == PACE:
+                del values[name]
+            elif isinstance(part := getattr(self, name), Config):
+                values[name] = part.deciding()
+        return values
 
     def with_overrides(self, overrides: dict[str, Any], *, at: str = "") -> Self:
         """A copy with nested values replaced; unknown keys raise ConfigError."""

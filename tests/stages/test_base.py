@@ -158,9 +158,9 @@ def test_scratch_folders_go_with_the_stage_and_those_of_killed_stages_with_the_n
 
 
 def test_scratch_of_a_running_stage_is_left_alone(world):
-    with base._scratch("one") as one:
+    with base.scratch_folder("one") as one:
         (one / "file").write_text("in use")
-        with base._scratch("two") as two:
+        with base.scratch_folder("two") as two:
             assert one != two and (one / "file").read_text() == "in use"
     assert not one.exists() and not two.exists()
 

@@ -15,7 +15,7 @@ from helpers import StageProcess, World, amateur_config, gone, trainer_config
 from intern_vision.errors import InternError, RetryableError
 from intern_vision.stages.base import COMMIT_MARKER, read_record
 from intern_vision.store import FileStore, join_uri
-from intern_vision.train import launch
+from intern_vision.train import launch, local_ranks
 from intern_vision.train.checkpoint import Checkpoints
 from intern_vision.train.launch import HISTORY_FILE
 
@@ -107,6 +107,7 @@ def test_a_training_killed_again_and_again_ends_as_if_nothing_had_happened(world
 
     final = read_record(runs.store, runs.start().ref().uri)
     assert final.facts["resumed_at_step"] == resumed_at
+    assert final.cpu_s > expected.cpu_s, "five starts and the same steps"
     assert final.files == expected.files and {"weights.safetensors", HISTORY_FILE} <= final.files.keys()
     assert final.ref.digest == expected.ref.digest
     assert runs.store.list(join_uri(final.ref.uri, "checkpoints")) == []
@@ -145,12 +146,12 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_commits_nothing(world, tmp
 def test_the_cause_is_told_and_not_its_echo(codes, failures, error, message):
     events = [{"type": name, "message": f"{name} says"} for name in failures]
     with pytest.raises(error, match=message) as caught:
-        launch._raise_failure(codes, events)
+        local_ranks._raise_failure(codes, events)
     assert (caught.value.exit_code == RetryableError.exit_code) == (error is RetryableError)
 
 
 def test_all_well_raises_nothing():
-    launch._raise_failure([0, 0], [])
+    local_ranks._raise_failure([0, 0], [])
 
 
 def test_alone_needs_no_port_and_leaves_no_trace_for_child_processes():

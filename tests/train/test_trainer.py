@@ -17,6 +17,7 @@ from intern_vision.config import changed_fields
 from intern_vision.data.loader import make_loader
 from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
 from intern_vision.stages import expert
+from intern_vision.store import file_sha256
 from intern_vision.train.launch import start_distributed
 from intern_vision.train.trainer import RankContext, Trainer
 
@@ -122,11 +123,46 @@ def test_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, zero_stage):
     with pytest.raises(RetryableError, match="stopped at step 6 of 9"):
         run_toy(stopped, toy_checkpoints(tmp_path), stop_at=4)
     events = run_toy(resumed, toy_checkpoints(tmp_path))
-    assert {"event": "resumed", "done": 6, "total": 9} in events
+    again = next(event for event in events if event["event"] == "resumed")
+    assert (again["done"], again["total"]) == (6, 9) and again["cpu_s"] > 0
     for name, tensor in weights_of(undisturbed).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
     metrics = [(event["done"], event["metrics"]) for event in whole]
     assert [(e["done"], e["metrics"]) for e in events if e["event"] in ("past_step", "step")] == metrics
+
+
+@pytest.mark.parametrize("zero_stage", range(4))
+def test_parameters_with_a_later_start_keep_their_values_until_then(tmp_path, zero_stage):
+    def job(start_step):
+        job = toy_job(zero_stage=zero_stage, log_every=1, checkpoint_every=2, weight_decay=0.1)
+        job.start_steps = {"model.text.": start_step}
+        return job
+
+    start = weights_of(toy_job())
+    never = run_toy_whole(job(6))[1]
+    assert all(torch.equal(tensor, start[name]) == name.startswith("text.") for name, tensor in never.items())
+    whole = run_toy_whole(job(3))[1]
+    assert not any(torch.equal(tensor, start[name]) for name, tensor in whole.items())
+    with pytest.raises(RetryableError, match="stopped at step 2 of 6"):
+        run_toy(job(3), toy_checkpoints(tmp_path), stop_at=2)
+    resumed = run_toy_whole(job(3), toy_checkpoints(tmp_path))[1]
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+
+
+def test_a_loss_that_is_not_finite_leaves_every_checkpoint_as_it_was(tmp_path):
+    key = next(key for key in batch_keys(4) if key not in {key for step in range(4) for key in batch_keys(step)})
+    settings = {"num_steps": 8, "checkpoint_every": 2, "log_every": 2}
+    undisturbed = run_toy(toy_job("mean", **settings))
+    with pytest.raises(RetryableError, match="stopped at step 4 of 8"):
+        run_toy(toy_job("mean", **settings), toy_checkpoints(tmp_path), stop_at=2)
+    before = {path: file_sha256(path) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    poisoned = toy_job("mean", PoisonedSource(int(key.removeprefix("toy-"))), **settings)
+    with pytest.raises(TrainingError, match=rf"loss term mean is not finite at step 4; samples on rank 0: .*{key}"):
+        run_toy(poisoned, toy_checkpoints(tmp_path))
+    assert before == {path: file_sha256(path) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    # The sample mended, the training goes on from there as if nothing had been.
+    resumed = run_toy(toy_job("mean", **settings), toy_checkpoints(tmp_path))
+    assert [e["metrics"] for e in resumed if e["event"] == "step"] == [e["metrics"] for e in undisturbed][2:]
 
 
 def test_stop_without_checkpoints_still_ends_as_retryable():

@@ -70,7 +70,8 @@ class Record(Config):
         facts: small results by name, for example ``image_passes``, ``cpu_s`` or scores.
         started_unix_s: start, seconds since 1970.
         wall_s: elapsed seconds.
-        cpu_s: processor seconds of the stage's process and the ranks it started.
+        cpu_s: processor seconds of the stage's process and the ranks it started, those of interrupted runs up to the
+            checkpoint that was resumed included.
         run_id: MLflow run id, empty where there was no server.
     """
 
@@ -122,6 +123,7 @@ class StageContext:
         progress: where steps done are reported.
         num_ranks: processes that a training stage starts.
         facts: small results to keep in the record.
+        earlier_cpu_s: processor seconds of interrupted runs whose work this one goes on from.
         uploaded: files of the output that lie at ``output_uri`` already and not in ``output_dir``, by name: SHA-256
             and size in bytes.
     """
@@ -137,6 +139,7 @@ class StageContext:
     num_ranks: int
     inputs: Inputs
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    earlier_cpu_s: float = 0.0
     uploaded: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def commit(self, kind: Kind, name: str) -> Ref:
@@ -193,9 +196,9 @@ def code_digest() -> str:
 
 
 def stage_key(stage: str, config: Config, inputs: Inputs) -> str:
-    """Digest of everything that decides a stage's output (the number of ranks does not)."""
+    """Digest of everything that decides a stage's output (the number of nodes and of ranks does not)."""
     digests = {name: [ref.digest for ref in refs] for name, refs in sorted(inputs.items())}
-    return text_digest(canonical_json([code_digest(), stage, config.to_dict(), digests]))
+    return text_digest(canonical_json([code_digest(), stage, config.deciding(), digests]))
 
 
 def read_record(store: Store, uri: str) -> Record:
@@ -248,7 +251,7 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
     progress.started()
     started = time.time()
     cpu_before = _cpu_s()
-    with _scratch(name) as scratch_dir, Tracker.for_stage(name, state_dir() / "spool") as tracker:
+    with scratch_folder(name) as scratch_dir, Tracker.for_stage(name, state_dir() / "spool") as tracker:
         tracker.log_params({f"config/{k}": v for k, v in flatten(config.to_dict()).items()})
         tracker.set_tags({"intern.stage": stage, "intern.key": key, "intern.code": code_digest()})
         for input_name, refs in inputs.items():
@@ -269,7 +272,7 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
             inputs=inputs,
         )
         ref = load_stage(stage).run(config, inputs, context)
-        wall_s, cpu_s = time.time() - started, _cpu_s() - cpu_before
+        wall_s, cpu_s = time.time() - started, context.earlier_cpu_s + _cpu_s() - cpu_before
         record = Record(
             ref=ref,
             stage=stage,
@@ -327,7 +330,8 @@ def _file_digests(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _scratch(name: str) -> Iterator[Path]:
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A fresh local folder for the length of a block; folders that killed processes left behind go first."""
     root = state_dir() / "scratch"
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".lock", "w") as guard:

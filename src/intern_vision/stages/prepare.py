@@ -16,7 +16,7 @@ from intern_vision.bench.suite import SUITE, find_row
 from intern_vision.errors import ConfigError
 from intern_vision.ref import Ref
 from intern_vision.stages.base import Inputs, StageContext
-from intern_vision.train.launch import die_with_parent
+from intern_vision.train.local_ranks import die_with_parent
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -1,61 +1,29 @@
-"""Starts the ranks of a training, follows them and brings their errors back.
+"""A stage's training: ``run_ranks`` is called by the stage, ``main`` is one rank of it.
 
-``run_ranks`` is called by a stage; every rank runs ``python -m intern_vision.train.launch``
-with torchrun's environment variables, so the same ranks also run under torchrun itself.
-Rank 0 reports through a pipe; the ranks die with their parent, and a SIGTERM to the parent
-becomes one to each rank, which saves a checkpoint and exits with 75.
+Every rank runs ``python -m intern_vision.train.launch`` with torchrun's environment variables, so the same ranks
+also run under torchrun itself. Who starts them: ``local_ranks`` on one machine, ``node`` on each of several.
 """
 
-import ctypes
 import json
 import os
 import signal
-import socket
-import statistics
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from intern_vision import errors
 from intern_vision.config import Config
-from intern_vision.errors import InternError, RetryableError
-from intern_vision.stages.base import Inputs, StageContext, load_stage
+from intern_vision.errors import ConfigError, InternError, RetryableError
+from intern_vision.stages.base import Inputs, StageContext, code_digest, load_stage
+from intern_vision.train.local_ranks import Place, RankPayload, run_local_ranks
+from intern_vision.train.stage_events import HISTORY_FILE, StageEvents
 
 if TYPE_CHECKING:
     from intern_vision.train.trainer import TrainJob
 
-KILL_AFTER_S = 20.0
-HISTORY_FILE = "history.jsonl"
-_PR_SET_PDEATHSIG = 1
-
-
-class RankPayload(Config):
-    """What a rank must know; written as JSON to a file that only its owner reads.
-
-    Attributes:
-        stage: name of the stage whose ``build`` makes the training.
-        config: the stage's config as plain values.
-        inputs: Refs as plain values by input name.
-        store_root: address under which every output lies.
-        output_uri: where the stage's output will be committed.
-        output_dir: local folder for the stage's files.
-        scratch_dir: local folder shared by the ranks of this node.
-        cache_dir: local folder for verified copies of shards.
-    """
-
-    stage: str
-    config: dict[str, Any]
-    inputs: dict[str, tuple[dict[str, Any], ...]]
-    store_root: str
-    output_uri: str
-    output_dir: str
-    scratch_dir: str
-    cache_dir: str
+__all__ = ["HISTORY_FILE", "run_ranks", "start_distributed", "train_in_process"]
 
 
 def import_deepspeed() -> Any:
@@ -97,186 +65,33 @@ def _hidden_module(name: str) -> Iterator[None]:
 def run_ranks(stage: str, config: Config, context: StageContext) -> None:
     """Runs the training that ``stage.build`` makes, on ``context.num_ranks`` ranks of this machine.
 
-    Metrics go to ``context.tracker`` and progress to ``context.progress``. When it returns,
-    rank 0 has written the stage's files into ``context.output_dir``.
+    With ``trainer.num_nodes`` above 1 it runs on so many machines of a cluster instead. Metrics go to
+    ``context.tracker`` and progress to ``context.progress``. When it returns, rank 0 has written the stage's files
+    into ``context.output_dir``.
 
     Raises:
         InternError: of the class a rank raised; RetryableError where a rank was killed or asked to stop.
     """
     payload = RankPayload(
         stage=stage,
-        config=config.to_dict(),
+        # A checkpoint fits any number of nodes, so that number is no part of what it is compared with.
+        config=config.deciding(),
         inputs={name: tuple(ref.to_dict() for ref in refs) for name, refs in context.inputs.items()},
         store_root=context.store_root,
         output_uri=context.output_uri,
+        code=code_digest(),
         output_dir=str(context.output_dir),
         scratch_dir=str(context.scratch_dir),
         cache_dir=str(context.cache_dir),
     )
-    payload_path = context.scratch_dir / "payload.json"
-    payload_path.write_text(payload.to_json())
-    read_end, write_end = os.pipe()
-    failures: list[dict[str, Any]] = []
-    ranks = _spawn(payload_path, context.num_ranks, write_end)
-    os.close(write_end)
-    follower = threading.Thread(target=_follow, args=(read_end, context, failures), daemon=True)
-    follower.start()
-    try:
-        with _forwarding_signals(ranks):
-            codes = _wait(ranks)
-    finally:
-        _stop(ranks)
-        follower.join(timeout=KILL_AFTER_S)
-    _raise_failure(codes, failures)
+    num_nodes = config.trainer.num_nodes  # type: ignore[attr-defined]
+    with StageEvents(context) as events:
+        if num_nodes == 1:
+            run_local_ranks(payload, Place(num_local=context.num_ranks), events.take)
+        else:
+            from intern_vision.train.several_nodes import run_on_nodes
 
-
-def _spawn(payload_path: Path, num_ranks: int, write_end: int) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    num_threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    ranks = []
-    for rank in range(num_ranks):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num_ranks),
-            "LOCAL_WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(num_threads),
-            "PYTHONUNBUFFERED": "1",
-            "INTERN_EVENT_PIPE": str(write_end),
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "intern_vision.train.launch", str(payload_path)],
-                env=environment,
-                pass_fds=(write_end,),
-                preexec_fn=die_with_parent,
-            )
-        )
-    return ranks
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies; for ``preexec_fn`` (Linux)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _follow(read_end: int, context: StageContext, failures: list[dict[str, Any]]) -> None:
-    history_path = context.output_dir / HISTORY_FILE
-    speeds: list[float] = []
-    with os.fdopen(read_end, encoding="utf-8") as pipe, open(history_path, "a+", encoding="utf-8") as history:
-        for line in pipe:
-            event = json.loads(line)
-            if event["event"] == "step":
-                metrics, speed = event["metrics"], event["speed"]
-                _record(event["done"], metrics, speed, context, history)
-                speeds.append(speed["steps_per_s"])
-                context.facts |= {"num_steps": event["done"], "steps_per_s": statistics.median(speeds)}
-                context.progress.step(
-                    event["done"], event["total"], f"loss {metrics['loss']:.4g} {speed['steps_per_s']:.2f} steps/s"
-                )
-            elif event["event"] == "past_step":
-                _record(event["done"], event["metrics"], {}, context, history)
-            elif event["event"] == "resumed":
-                context.progress.say(f"resumed at step {event['done']} of {event['total']}")
-                context.progress.restart_clock(event["done"])
-                context.facts["resumed_at_step"] = event["done"]
-            elif event["event"] == "rolled_back":
-                _forget_after(event["done"], history)
-                context.progress.say(f"back to step {event['done']}: {event['cause']}")
-                context.facts["num_rollbacks"] = event["num_rollbacks"]
-            elif event["event"] == "started":
-                context.progress.restart_clock()
-            elif event["event"] == "fact":
-                context.facts[event["name"]] = event["value"]
-            elif event["event"] == "error":
-                failures.append(event)
-
-
-def _record(
-    step: int, metrics: dict[str, float], speed: dict[str, float], context: StageContext, history: IO[str]
-) -> None:
-    # Speeds stay out of the file: equal trainings give equal outputs, and so equal keys downstream.
-    history.write(json.dumps({"step": step, **metrics}) + "\n")
-    context.tracker.log_metrics({f"train/{k}": v for k, v in (metrics | speed).items()}, step=step)
-
-
-def _forget_after(step: int, history: IO[str]) -> None:
-    """Takes the rows of later steps out of the history: these steps are trained again."""
-    history.seek(0)
-    kept = [line for line in history if json.loads(line)["step"] <= step]
-    history.seek(0)
-    history.truncate()
-    history.writelines(kept)
-
-
-class _forwarding_signals:  # noqa: N801 - reads as a phrase
-    """Passes SIGTERM and SIGINT on to the ranks while they run."""
-
-    def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
-        self._ranks = ranks
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._forward)
-
-    def _forward(self, number: int, frame: Any) -> None:
-        for rank in self._ranks:
-            if rank.poll() is None:
-                rank.send_signal(signal.SIGTERM)
-
-    def __exit__(self, *exc: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Waits until all ranks ended well or one ended badly; the others then get a moment to say why."""
-    while True:
-        codes = [rank.poll() for rank in ranks]
-        if all(code is not None for code in codes):
-            return codes
-        if any(code not in (None, 0) for code in codes):
-            deadline = time.monotonic() + 5.0
-            while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
-                time.sleep(0.05)
-            return [rank.poll() for rank in ranks]
-        time.sleep(0.05)
-
-
-def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
-    for rank in ranks:
-        if rank.poll() is None:
-            rank.terminate()
-    deadline = time.monotonic() + KILL_AFTER_S
-    for rank in ranks:
-        try:
-            rank.wait(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
-
-
-def _raise_failure(codes: list[int | None], failures: list[dict[str, Any]]) -> None:
-    if failures:
-        # A rank's own fault explains more than the retryable ends of its neighbours.
-        failure = min(failures, key=lambda event: event["type"] == "RetryableError")
-        error_class = getattr(errors, failure["type"], InternError)
-        raise error_class(failure["message"])
-    # When one rank is killed, its neighbours fail in their next collective: the kill is the cause.
-    for rank, code in enumerate(codes):
-        if code is not None and code < 0:
-            raise RetryableError(
-                f"rank {rank} was killed by {signal.Signals(-code).name} (out of memory?); the same command resumes"
-            )
-    for rank, code in enumerate(codes):
-        if code:
-            raise InternError(f"rank {rank} ended with code {code}; its traceback is in the log above")
+            run_on_nodes(payload, num_nodes, context, events.take)
 
 
 def main(payload_path: str) -> int:
@@ -292,10 +107,28 @@ def main(payload_path: str) -> int:
 
         try:
             _train(payload, emit, stopping)
-        except InternError as error:
-            emit({"event": "error", "type": type(error).__name__, "message": str(error)})
-            return error.exit_code
+        except (InternError, RuntimeError) as error:
+            fault = error if isinstance(error, InternError) else _lost_neighbour(error)
+            if fault is None:
+                raise
+            emit({"event": "error", "type": type(fault).__name__, "message": str(fault)})
+            return fault.exit_code
     return 0
+
+
+def _lost_neighbour(error: RuntimeError) -> RetryableError | None:
+    """The error of a rank whose neighbour on another machine is gone; None where the fault is another one."""
+    import torch
+
+    if os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+        return None  # on one machine the parent saw how the neighbour ended, which says more
+    # Gloo has no class of its own for this; NCCL's and the rendezvous' errors are of DistError.
+    if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+        return None
+    return RetryableError(
+        f"rank {os.environ['RANK']} lost the other nodes ({' '.join(str(error).split())[:160]}); "
+        "the same command resumes"
+    )
 
 
 def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stopping: threading.Event) -> None:
@@ -360,6 +193,8 @@ def train_in_process(job: "TrainJob", context: StageContext, note: str = "") -> 
         if note and event["event"] == "step":
             context.progress.step(event["done"], event["total"], f"{note} loss {event['metrics']['loss']:.4g}")
 
+    if job.config.num_nodes > 1:
+        raise ConfigError(f"num_nodes: expected 1 for a training in the step's own process, got {job.config.num_nodes}")
     start_distributed()
     trainer = Trainer(job, RankContext(on_event=report))
     trainer.train()

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from intern_vision.config import Config
+from intern_vision.config import PACE, Config
 
 
 def count_image_passes(num_samples: int, num_trained: int, num_forward: int = 0) -> int:
@@ -46,6 +46,8 @@ class TrainerConfig(Config):
         max_rollbacks: how often that may happen before the training ends.
         ema_decay: decay of the moving average of the weights, in [0, 1), that is exported instead of
             the last weights; 0 = off.
+        num_nodes: machines of a cluster that train together, each with as many ranks (docs/multi-node.md);
+            1 = this one. It decides how long a training takes, not what it makes.
     """
 
     num_steps: int = Field(ge=1)
@@ -65,6 +67,7 @@ class TrainerConfig(Config):
     divergence_margin: float = Field(default=0.0, ge=0)
     max_rollbacks: int = Field(default=10, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    num_nodes: int = Field(default=1, ge=1, json_schema_extra=PACE)
 
     def faults(self) -> list[str]:
         """The batch must divide into micro-batches; the divergence guard needs checkpoints."""
@@ -72,6 +75,11 @@ class TrainerConfig(Config):
         if self.batch_size % self.num_accumulation:
             faults.append(
                 f"batch_size {self.batch_size} must be a multiple of num_accumulation {self.num_accumulation}"
+            )
+        elif self.batch_size // self.num_accumulation % self.num_nodes:
+            faults.append(
+                f"batch_size {self.batch_size} must be a multiple of num_nodes {self.num_nodes} x num_accumulation "
+                f"{self.num_accumulation}"
             )
         if self.divergence_margin and not self.checkpoint_every:
             faults.append("divergence_margin needs checkpoint_every > 0: there must be a state to go back to")

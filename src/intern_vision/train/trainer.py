@@ -37,6 +37,7 @@ class TrainJob:
         transform: sample and generator to the arrays of one example.
         config: the trainer's settings.
         learning_rate_scales: factor on the learning rate by parameter-name prefix of ``objective``.
+        start_steps: step that parameters are trained from, by name prefix; before it they keep their values.
         identity: plain values that a checkpoint must agree with (the stage's config).
     """
 
@@ -45,6 +46,7 @@ class TrainJob:
     transform: Callable[..., dict[str, Any]]
     config: TrainerConfig
     learning_rate_scales: dict[str, float] = field(default_factory=dict)
+    start_steps: dict[str, int] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +95,7 @@ class Trainer:
         self._state = EngineState(self.engine, self.config.zero_stage, self._average)
         self._guard = DivergenceGuard(self.config.divergence_margin, self.config.max_rollbacks)
         self._history: list[dict[str, Any]] = []
+        self._earlier_cpu_s = 0.0
 
     def train(self) -> None:
         """Runs to ``num_steps``.
@@ -224,9 +227,11 @@ class Trainer:
         folder = self.checkpoints.local_dir / f"step-{done}"
         folder.mkdir(parents=True, exist_ok=True)
         self._state.save(folder)
+        cpu_s = self._cpu_s()
         if self.context.rank == 0:
             state = {
                 "step": done,
+                "cpu_s": cpu_s,
                 "num_rollbacks": self._guard.num_rollbacks,
                 "num_averaged": self._average.num_updates if self._average else 0,
                 "identity": self.job.identity,
@@ -237,6 +242,13 @@ class Trainer:
         if self.context.local_rank == 0:
             self.checkpoints.upload(done)
 
+    def _cpu_s(self) -> float:
+        """Processor seconds of all ranks, and of those that this training goes on from; all ranks must call."""
+        spent_s = torch.tensor(time.process_time(), device=self.device)
+        if self.context.num_ranks > 1:
+            torch.distributed.all_reduce(spent_s)
+        return self._earlier_cpu_s + float(spent_s)
+
     def _close_checkpoints(self) -> None:
         if self.checkpoints is not None and self.context.local_rank == 0:
             self.checkpoints.close()
@@ -245,12 +257,13 @@ class Trainer:
         state = self._load_latest()
         if not state:
             return 0
-        self._guard.num_rollbacks = state["num_rollbacks"]
+        self._guard.num_rollbacks, self._earlier_cpu_s = state["num_rollbacks"], state["cpu_s"]
         set_progress(self.engine, self.config, state["step"], self._guard.rate_factor)
         if self.context.rank == 0:
             for row in self._history:
                 self.context.on_event({"event": "past_step", **row})
-            self.context.on_event({"event": "resumed", "done": state["step"], "total": self.config.num_steps})
+            spent = {"done": state["step"], "total": self.config.num_steps, "cpu_s": state["cpu_s"]}
+            self.context.on_event({"event": "resumed", **spent})
         return state["step"]
 
     def _roll_back(self, error: TrainingError) -> int:
