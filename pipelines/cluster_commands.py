@@ -11,8 +11,13 @@ from intern_vision.console import reporting_errors, show, show_checks
 from intern_vision.errors import ConfigError
 from intern_vision.options import AsJson, Debug
 
-KfpUrl = Annotated[str, typer.Option("--kfp-url", help="Address of Kubeflow Pipelines' API server.")]
-KfpNamespace = Annotated[str, typer.Option("--kfp-namespace", help="Profile's namespace in multi-user Kubeflow.")]
+KfpUrl = Annotated[
+    str, typer.Option("--kfp-url", envvar="INTERN_KFP_URL", help="Address of Kubeflow Pipelines' API server.")
+]
+KfpNamespace = Annotated[
+    str,
+    typer.Option("--kfp-namespace", envvar="INTERN_KFP_NAMESPACE", help="Profile's namespace in multi-user Kubeflow."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +38,15 @@ def doctor(
     trainer: Annotated[bool, typer.Option("--trainer", help="Kubeflow Trainer's API must be there.")] = False,
     runtime: Annotated[str, typer.Option("--runtime", help="Training runtime that must be there.")] = "",
     runtime_scope: Annotated[str, typer.Option("--runtime-scope", help="cluster or namespace.")] = "cluster",
-    namespace: Annotated[str, typer.Option("--namespace", help="Where training jobs run.")] = "default",
+    namespace: Annotated[str, typer.Option("--namespace", help="Where steps and training jobs run.")] = "default",
     step_account: Annotated[
         list[str] | None, typer.Option("--step-account", help="Service account of steps; may be given again.")
     ] = None,
+    my_rights: Annotated[bool, typer.Option("--my-rights", help="You may install the chart there.")] = False,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs that one node must have.")] = 0,
+    gpu_type: Annotated[str, typer.Option("--gpu-type", help="Resource name of a GPU.")] = "nvidia.com/gpu",
+    image: Annotated[str, typer.Option("--image", help="Image that nodes must be able to pull.")] = "",
+    pods: Annotated[bool, typer.Option("--pods", help="No pod of the project is stuck.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -57,6 +67,11 @@ def doctor(
             runtime_scope=runtime_scope,
             namespace=namespace,
             step_accounts=tuple(step_account or ()),
+            my_rights=my_rights,
+            gpus=gpus,
+            gpu_type=gpu_type,
+            image=image,
+            pods=pods,
         )
         found = checks(wanted)
     show_checks(found, as_json)

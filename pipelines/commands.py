@@ -1,4 +1,4 @@
-"""Commands that run or compile pipelines: ``intern run``, ``adapt`` and ``compile``."""
+"""Commands that run or compile pipelines: ``intern run`` and ``compile``, and those of the modules beside this one."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands, data_run_commands
+from intern_pipelines import adapt_commands, benchmark_commands, cluster_commands, data_run_commands, submit_commands
 from intern_vision.console import reporting_errors, show
 from intern_vision.data_commands import data_app
 from intern_vision.options import DEFAULT_STATE, AsJson, Debug, StateDir, Where
@@ -17,6 +17,10 @@ Override = Annotated[str, typer.Option("--override", help="JSON object of change
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Refuse (or accept) a changed config.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded servers running.")]
 Ranks = Annotated[int, typer.Option("--num-ranks", min=1, help="Training processes.")]
+PlatformFile = Annotated[
+    Path | None,
+    typer.Option("--platform", help="JSON file of a cluster's settings, see docs/compile.md.", dir_okay=False),
+]
 DEFAULT_RANKS = min(2, os.cpu_count() or 1)
 LONGEST_TABLE = 80
 """Lines of a table that are printed whole."""
@@ -29,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="compile")(compile_)
     benchmark_commands.register(app)
     cluster_commands.register(app)
+    submit_commands.register(app)
     data_run_commands.register(data_app)
 
 
@@ -70,14 +75,19 @@ def run(
 
 def compile_(
     out: Annotated[Path, typer.Option("--out", help="Folder for the YAML files.")] = Path("compiled"),
+    platform: PlatformFile = None,
+    objects: Annotated[
+        bool, typer.Option("--objects", help="Also write Pipeline and PipelineVersion objects, to OUT/kubernetes.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write every pipeline as YAML for a Kubeflow Pipelines cluster."""
-    from intern_pipelines.compiled import write_all
-
     with reporting_errors(debug, as_json):
-        written = write_all(out)
+        from intern_pipelines.compiled import write_all
+        from intern_pipelines.platform import read_platform
+
+        written = write_all(out, read_platform(platform), objects=objects)
         show({"files": [str(path) for path in written]}, [str(path) for path in written], as_json)
 
 

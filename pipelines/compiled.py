@@ -1,34 +1,101 @@
 """Compiled pipelines: YAML that a Kubeflow Pipelines cluster takes, equal for equal sources."""
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import intern_vision
+from intern_pipelines import ir
 from intern_pipelines.local import PIPELINES, load_pipeline
-from intern_pipelines.platform import finish
+from intern_pipelines.platform import Platform, finish
+from intern_vision.errors import ConfigError
+
+OBJECTS_FOLDER = "kubernetes"
+"""Below the folder of compiled pipelines: the same ones as Kubernetes objects."""
 
 
-def write_all(folder: Path) -> list[Path]:
-    """Writes every pipeline to ``<folder>/<name>.yaml`` and returns the paths."""
+def write_all(folder: Path, platform: Platform | None = None, *, objects: bool = False) -> list[Path]:
+    """Writes every pipeline to ``<folder>/<name>.yaml``, and as objects below it, and returns the paths.
+
+    Args:
+        folder: made where missing.
+        platform: the cluster's settings.
+        objects: also write ``<folder>/kubernetes/<name>.yaml``.
+    """
+    platform = platform or Platform()
     folder.mkdir(parents=True, exist_ok=True)
-    return [write(name, folder / f"{name}.yaml") for name in PIPELINES]
+    written = []
+    for name in PIPELINES:
+        documents = compile_pipeline(name, platform)
+        written.append(_write(documents, folder / f"{name}.yaml"))
+        if objects:
+            written.append(write_objects(documents, folder / OBJECTS_FOLDER / f"{name}.yaml"))
+    return written
 
 
-def write(name: str, path: Path) -> Path:
-    """Compiles one pipeline; the first document is the pipeline, the second what only Kubernetes needs."""
-    documents = compile_pipeline(name)
-    path.write_text(yaml.safe_dump_all(documents, sort_keys=True, width=120))
-    return path
+def compile_pipeline(name: str, platform: Platform | None = None) -> list[dict[str, Any]]:
+    """A pipeline's two documents: the pipeline, and what only Kubernetes needs.
 
-
-def compile_pipeline(name: str) -> list[dict[str, Any]]:
-    """The compiled documents of a pipeline with retries and choices added."""
+    Raises:
+        ConfigError: a step would read an input that it is not given; a fault of the pipeline's definition.
+    """
     from kfp import compiler
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(load_pipeline(name), str(target))
-        spec, *platforms = list(yaml.safe_load_all(target.read_text()))
-    return [finish(spec), *platforms]
+        spec, kubernetes_spec = yaml.safe_load_all(target.read_text())
+    finish(spec, kubernetes_spec, platform or Platform())
+    found = ir.faults(spec)
+    if found:
+        raise ConfigError("\n".join(f"pipeline {name}: {text}" for text in found))
+    return [spec, kubernetes_spec]
+
+
+def write_objects(documents: list[dict[str, Any]], path: Path) -> Path:
+    """Writes a compiled pipeline as Pipeline and PipelineVersion, for a server that keeps them in Kubernetes.
+
+    A version never changes once it is there: a digest of its text is part of its name.
+
+    Args:
+        documents: as ``compile_pipeline`` gives them.
+        path: of the file; its folder is made where missing.
+    """
+    from google.protobuf import json_format
+    from kfp.compiler import pipeline_spec_builder
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    spec, kubernetes_spec = documents
+    name, described = spec["pipelineInfo"]["name"], spec["pipelineInfo"].get("description", "")
+    digest = hashlib.sha256(_text(documents).encode()).hexdigest()[:8]
+    version = f"{intern_vision.__version__}-{digest}"
+    options = KubernetesManifestOptions(
+        pipeline_name=name,
+        pipeline_display_name=spec["pipelineInfo"].get("displayName", name),
+        pipeline_version_name=f"{name}-{version}".lower().replace(".", "-").replace("+", "-"),
+        pipeline_version_display_name=version,
+        include_pipeline_manifest=True,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pipeline_spec_builder.write_pipeline_spec_to_file(
+        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec()),
+        described,
+        json_format.ParseDict(kubernetes_spec, pipeline_spec_pb2.PlatformSpec()),
+        str(path),
+        options,
+        kubernetes_manifest_format=True,
+    )
+    return path
+
+
+def _write(documents: list[dict[str, Any]], path: Path) -> Path:
+    path.write_text(_text(documents))
+    return path
+
+
+def _text(documents: list[dict[str, Any]]) -> str:
+    return yaml.safe_dump_all(documents, sort_keys=True, width=120)

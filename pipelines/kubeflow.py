@@ -1,31 +1,39 @@
-"""Kubeflow Pipelines' API server: registers compiled pipelines, starts a run and waits for it.
+"""Kubeflow Pipelines' API server: registers compiled pipelines, finds them, starts a run and waits for it.
 
 Errors are this package's; kfp's own client waits half a minute and prints tracebacks where the server is away, so
 the server is asked with a plain request first.
 """
 
 import hashlib
+import io
 import json
-import sys
+import os
+import re
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from intern_vision.errors import AccessError, ConfigError, InternError, RetryableError, TrainingError
+from intern_pipelines.submission import ENDED, failed_steps, last_error
+from intern_vision.errors import AccessError, ConfigError, DataError, InternError, RetryableError, TrainingError
 
 HEALTH_PATH = "/apis/v2beta1/healthz"
 TIMEOUT_S = 10.0
 POLL_S = 10.0
 TOKEN_PATH = Path("/var/run/secrets/kubeflow/pipelines/token")
 """Token for Kubeflow Pipelines in pods that a multi-user installation knows."""
+TOKEN_VARIABLE = "INTERN_KFP_TOKEN"
+"""Variable with such a token for people outside the cluster."""
 
-_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+MIN_VERSION = (2, 17)
+"""The first server that knows the choices of a parameter, which the compiled pipelines have."""
+
+MAX_ERROR_LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,40 @@ class Registered:
     pipeline: str
     version: str
     is_new: bool
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of a pipeline.
+
+    Attributes:
+        pipeline_id, version_id: of the server.
+        name: the version's name.
+        spec: its first document.
+    """
+
+    pipeline_id: str
+    version_id: str
+    name: str
+    spec: dict[str, Any]
+
+
+def check_version(found: dict[str, Any], url: str) -> str:
+    """The server's version as it states it; ``unknown version`` where it was built without one.
+
+    Args:
+        found: what ``health`` gave.
+        url: of the server.
+
+    Raises:
+        ConfigError: it is older than the compiled pipelines need.
+    """
+    tag = str(found.get("tag_name") or "")
+    numbers = re.match(r"v?(\d+)\.(\d+)", tag)
+    if numbers and tuple(map(int, numbers.groups())) < MIN_VERSION:
+        wanted = ".".join(map(str, MIN_VERSION))
+        raise ConfigError(f"Kubeflow Pipelines at {url} is {tag}; {wanted} or newer is needed, so upgrade it")
+    return tag if numbers else "unknown version"
 
 
 def health(url: str) -> dict[str, Any]:
@@ -79,24 +121,34 @@ class Kubeflow:
     Args:
         url: address of its API server.
         namespace: the profile's namespace in a multi-user installation; empty in others.
+        ui_url: address of its web page; the API server's where empty, as one address often serves both.
 
     Raises:
         InternError: as ``health``.
         ConfigError: a multi-user installation, and no namespace.
     """
 
-    def __init__(self, url: str, namespace: str = "") -> None:
+    def __init__(self, url: str, namespace: str = "", ui_url: str = "") -> None:
         """Asks whether the server is there."""
-        if health(url).get("multi_user") and not namespace:
+        found = health(url)
+        check_version(found, url)
+        if found.get("multi_user") and not namespace:
             raise ConfigError(f"--kfp-namespace: {url} is a multi-user installation; name the profile's namespace")
         from kfp import client
 
         token = client.ServiceAccountTokenVolumeCredentials(str(TOKEN_PATH)) if TOKEN_PATH.exists() else None
+        given = os.environ.get(TOKEN_VARIABLE)
         self.url, self.namespace = url.rstrip("/"), namespace
+        self.ui_url = (ui_url or url).rstrip("/")
         with warnings.catch_warnings(), self._faults():
             warnings.simplefilter("ignore")
             # The namespace stops kfp from asking for one by itself.
-            self._client = client.Client(host=self.url, namespace=namespace or "kubeflow", credentials=token)
+            self._client = client.Client(
+                host=self.url,
+                namespace=namespace or "kubeflow",
+                existing_token=given,
+                credentials=None if given else token,
+            )
 
     def register(self, path: Path, version: str) -> Registered:
         """Uploads a compiled pipeline unless the same text is there already.
@@ -110,7 +162,7 @@ class Kubeflow:
             AccessError, RetryableError: as ``health``.
         """
         text = path.read_bytes()
-        name = _pipeline_name(path, text)
+        name = str(read_spec(path)["pipelineInfo"]["name"])
         label = f"{version}-{hashlib.sha256(text).hexdigest()[:8]}"
         with self._faults():
             pipeline_id = self._pipeline_id(name) or self._create(name)
@@ -120,39 +172,139 @@ class Kubeflow:
             self._client.upload_pipeline_version(str(path), label, pipeline_id=pipeline_id)
         return Registered(name, label, is_new=True)
 
-    def start(self, path: Path, arguments: dict[str, Any], name: str) -> str:
-        """Starts a run of a compiled pipeline and returns its id; raises as ``register``."""
+    def find(self, name: str, version: str = "") -> Version:
+        """A registered version of a pipeline: the one of that name, else the newest.
+
+        Args:
+            name: of the pipeline; ``intern-`` before it may be left out.
+            version: its name.
+
+        Raises:
+            ConfigError: no such pipeline or version.
+            AccessError, RetryableError: as ``health``.
+        """
         with self._faults():
-            experiment = self._client.create_experiment("intern", namespace=self.namespace or None)
-            started = self._client.run_pipeline(experiment.experiment_id, name, str(path), params=arguments)
+            known = (name, f"intern-{name}")
+            pipeline_id = next((found for each in known if (found := self._pipeline_id(each))), "")
+            if not pipeline_id:
+                raise ConfigError(f"{self.url} has no pipeline {name!r}; register it with intern cluster register")
+            wanted = json.dumps({"predicates": [_equals("display_name", version)]}) if version else None
+            answer = self._client.list_pipeline_versions(
+                pipeline_id, page_size=1, sort_by="created_at desc", filter=wanted
+            )
+        if not answer.pipeline_versions:
+            raise ConfigError(
+                f"pipeline {name!r} has no version {version!r}; its page {self.url}/#/pipelines lists them"
+            )
+        (found,) = answer.pipeline_versions
+        spec = found.pipeline_spec or {}
+        return Version(pipeline_id, found.pipeline_version_id, found.display_name, spec.get("pipeline_spec", spec))
+
+    def start(
+        self,
+        source: Path | Version,
+        arguments: dict[str, Any],
+        name: str,
+        *,
+        experiment: str = "intern",
+        service_account: str = "",
+    ) -> str:
+        """Starts a run and returns its id; raises as ``register``.
+
+        Args:
+            source: a compiled pipeline, or one that is registered.
+            arguments: the run's parameters.
+            name: the run's.
+            experiment: of Kubeflow Pipelines; it is made where missing.
+            service_account: of the steps; the server's own where empty.
+        """
+        what: dict[str, Any] = {"pipeline_package_path": str(source)}
+        if isinstance(source, Version):
+            what = {"pipeline_id": source.pipeline_id, "version_id": source.version_id}
+        with self._faults():
+            found = self._client.create_experiment(experiment, namespace=self.namespace or None)
+            account = service_account or None
+            started = self._client.run_pipeline(
+                found.experiment_id, name, params=arguments, service_account=account, **what
+            )
         return started.run_id
 
-    def wait(self, run_id: str, timeout_s: float) -> str:
+    def run(self, run_id: str) -> Any:
+        """A run as the server knows it; raises as ``register``."""
+        with self._faults():
+            return self._client.get_run(run_id)
+
+    def wait(self, run_id: str, timeout_s: float, look: Callable[[Any], None] = lambda run: None) -> str:
         """Waits until a run has ended and returns its state.
+
+        Args:
+            run_id: of the run.
+            timeout_s: how long.
+            look: called with the run each time it is looked at.
 
         Raises:
             RetryableError: it runs for longer than ``timeout_s``.
-            TrainingError: it failed or was stopped.
+            TrainingError: it failed or was stopped; the message names the failed steps.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            with self._faults():
-                run = self._client.get_run(run_id)
-            if run.state in _ENDED:
+            run = self.run(run_id)
+            look(run)
+            if run.state in ENDED:
                 break
             if time.monotonic() > deadline:
                 raise RetryableError(
-                    f"run {run_id}: still {run.state} after {timeout_s:.0f} s; look at {self._page(run_id)}"
+                    f"run {run_id}: still {run.state} after {timeout_s:.0f} s; look at {self.page(run_id)}"
                 )
             time.sleep(min(POLL_S, timeout_s))
         if run.state != "SUCCEEDED":
-            raise TrainingError(
-                f"run {run_id}: ended as {run.state}; the failed step and its log: {self._page(run_id)}"
-            )
+            raise TrainingError(f"run {run_id}: ended as {run.state}{self._failure(run)}; see {self.page(run_id)}")
         return run.state
 
-    def _page(self, run_id: str) -> str:
-        return f"{self.url}/#/runs/details/{run_id}"
+    def log(self, run_id: str, pod: str, start: int = 0) -> bytes:
+        """The log of a step's pod from byte ``start`` on; the server sends the whole of it each time.
+
+        Raises:
+            AccessError: the server refuses it.
+            DataError: it has none, or not yet.
+            RetryableError: the server is away.
+        """
+        import requests
+
+        kept, skipped = [], 0
+        try:
+            with requests.get(
+                f"{self.url}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log",
+                timeout=TIMEOUT_S,
+                headers=_token_header(),
+                stream=True,
+            ) as answer:
+                if answer.status_code in (401, 403):
+                    raise _refused(self.url, answer.status_code)
+                if answer.status_code != 200:
+                    raise DataError(f"{pod}: the server has no log of it ({answer.status_code})")
+                for chunk in answer.iter_content(1 << 16):
+                    kept.append(chunk[max(0, start - skipped) :])
+                    skipped += len(chunk)
+        except requests.RequestException as error:
+            raise RetryableError(f"no answer from {self.url} ({type(error).__name__})") from None
+        return b"".join(kept)
+
+    def page(self, run_id: str) -> str:
+        """Address of the run's web page."""
+        return f"{self.ui_url}/#/runs/details/{run_id}"
+
+    def _failure(self, run: Any) -> str:
+        """The failed steps and what each says, as part of a line."""
+        found = []
+        for step in failed_steps(run):
+            log = b""
+            if step.pod:
+                with suppress(InternError):
+                    log = self.log(run.run_id, step.pod)[-MAX_ERROR_LOG_BYTES:]
+            text = last_error(log.decode(errors="replace")) or step.message or "the server says no more"
+            found.append(f"step {step.name}: {text.removeprefix('error: ')}")
+        return f": {', '.join(found)}" if found else ""
 
     def _pipeline_id(self, name: str) -> str:
         wanted = json.dumps({"predicates": [_equals("display_name", name)]})
@@ -166,11 +318,11 @@ class Kubeflow:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """The client's exceptions as errors for people, and the links that it prints on standard error."""
+        """The client's exceptions as errors for people, without the links that it prints."""
         import urllib3
 
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(io.StringIO()):
                 yield
         except _api().ApiException as error:
             if error.status in (401, 403):
@@ -191,11 +343,16 @@ def _equals(key: str, value: str) -> dict[str, str]:
     return {"operation": "EQUALS", "key": key, "stringValue": value}
 
 
-def _pipeline_name(path: Path, text: bytes) -> str:
+def read_spec(path: Path) -> dict[str, Any]:
+    """The first document of a compiled pipeline; ConfigError where the file is none."""
     try:
-        return str(next(yaml.safe_load_all(text))["pipelineInfo"]["name"])
+        spec = next(yaml.safe_load_all(path.read_bytes()))
+        spec["pipelineInfo"]["name"], spec["root"]
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); name a file of intern compile") from None
     except (yaml.YAMLError, StopIteration, KeyError, TypeError):
         raise ConfigError(f"{path}: not a compiled pipeline; make it with intern compile") from None
+    return spec
 
 
 def _message(error: Any) -> str:
@@ -207,13 +364,14 @@ def _message(error: Any) -> str:
 
 
 def _token_header() -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKEN_PATH.read_text().strip()}"} if TOKEN_PATH.exists() else {}
+    token = os.environ.get(TOKEN_VARIABLE) or (TOKEN_PATH.read_text().strip() if TOKEN_PATH.exists() else "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _refused(url: str, status: int) -> InternError:
     what = (
         "the token of the service account"
         if TOKEN_PATH.exists()
-        else "a login; in multi-user Kubeflow set kfp.multiUser"
+        else f"a login; in multi-user Kubeflow set kfp.multiUser, outside the cluster {TOKEN_VARIABLE}"
     )
     return AccessError(f"Kubeflow Pipelines at {url} answers {status}: it refuses {what}, or wants its rights")

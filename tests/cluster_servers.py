@@ -3,17 +3,23 @@
 They keep what they are sent, over real sockets; status codes and shapes are those of the generated clients.
 """
 
+import base64
+import hashlib
+import itertools
 import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import yaml
+
 ALREADY_EXISTS, NOT_FOUND = 409, 404
+Answer = tuple[int, Any, dict[str, str]]
 
 
 class KubeflowServer:
@@ -22,12 +28,20 @@ class KubeflowServer:
     Attributes:
         multi_user: what the health endpoint says.
         token: bearer token that every request must carry; empty for none.
+        version: the tag it says it was built from.
         states: what a run's state is at each look, the last one for ever.
+        tasks: what a run's details say of its tasks.
+        logs: logs of pods by name; a pod that is not there has none.
+        plugins: what a run says of its plugins.
     """
 
     def __init__(self) -> None:
         self.multi_user = False
         self.token = ""
+        self.version = "2.17.0"
+        self.tasks: list[dict[str, Any]] = []
+        self.logs: dict[str, bytes] = {}
+        self.plugins: dict[str, Any] = {}
         self.states = ["RUNNING", "SUCCEEDED"]
         self.refused = 0
         self.pipelines: dict[str, dict[str, Any]] = {}
@@ -44,7 +58,10 @@ class KubeflowServer:
             return self.refused, {"message": "the server says no\nand why"}
         path = path.removeprefix("/apis/v2beta1")
         if path == "/healthz":
-            return 200, {"multi_user": self.multi_user, "pipeline_store": "database"}
+            return 200, {"multi_user": self.multi_user, "pipeline_store": "database", "tag_name": self.version}
+        if log := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", path):
+            found = log[1] in self.runs and self.logs.get(log[2])
+            return (200, found) if found else (500, {"error_message": "no such pod"})
         if path == "/pipelines/upload_version":
             return self._upload(query, headers, body)
         kept = {"pipelines": self.pipelines, "experiments": self.experiments, "runs": self.runs}
@@ -54,7 +71,9 @@ class KubeflowServer:
         kind, name, versions = found.groups()
         if versions:
             of_pipeline = [each for each in self.versions.values() if each["pipeline_id"] == name]
-            return 200, {"pipeline_versions": _filtered(of_pipeline, query)}
+            newest_first = query.get("sort_by") == "created_at desc"
+            found = _filtered(of_pipeline, query)[:: -1 if newest_first else 1]
+            return 200, {"pipeline_versions": found[: int(query.get("page_size", 10))]}
         if method == "POST":
             return self._create(kind, json.loads(body), kept[kind])
         if name is None:
@@ -63,6 +82,7 @@ class KubeflowServer:
             return NOT_FOUND, {"message": f"{kind} {name} not found"}
         if kind == "runs":
             self.runs[name]["state"] = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+            self.runs[name] |= {"run_details": {"task_details": self.tasks}, "plugins_output": self.plugins}
         return 200, kept[kind][name]
 
     def _create(self, kind: str, body: dict[str, Any], kept: dict[str, dict[str, Any]]) -> tuple[int, Any]:
@@ -89,12 +109,14 @@ class KubeflowServer:
         message = BytesParser().parsebytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n\r\n" + body)
         (part,) = message.get_payload()
         identity = f"version-{len(self.versions) + 1}"
+        self.files[query["name"]] = part.get_payload(decode=True)
+        spec, platform = yaml.safe_load_all(self.files[query["name"]])
         self.versions[identity] = {
             "pipeline_id": query["pipelineid"],
             "pipeline_version_id": identity,
             "display_name": query["name"],
+            "pipeline_spec": {"pipeline_spec": spec, "platform_spec": platform},
         }
-        self.files[query["name"]] = part.get_payload(decode=True)
         return 200, self.versions[identity]
 
 
@@ -106,6 +128,7 @@ class KubernetesServer:
         runtimes: names of training runtimes.
         allowed: (verb, resource, subresource or "") that service accounts may.
         refused: status of every answer; 0 for the right ones.
+        nodes, quotas, pods: what lists of them hold.
         token: bearer token that every request must carry.
     """
 
@@ -116,6 +139,9 @@ class KubernetesServer:
         self.allowed: set[tuple[str, str, str]] = set()
         self.refused = 0
         self.reviews: list[dict[str, Any]] = []
+        self.nodes: list[dict[str, Any]] = []
+        self.quotas: list[dict[str, Any]] = []
+        self.pods: list[dict[str, Any]] = []
 
     def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> tuple[int, Any]:
         """Status and JSON for a request."""
@@ -123,12 +149,15 @@ class KubernetesServer:
             return self.refused, {"kind": "Status", "message": "no"}
         if headers.get("Authorization") != f"Bearer {self.token}":
             return 401, {"kind": "Status", "reason": "Unauthorized"}
-        if path.endswith("/localsubjectaccessreviews"):
+        if path.endswith("subjectaccessreviews"):
             review = json.loads(body)
             self.reviews.append(review)
             wanted = review["spec"]["resourceAttributes"]
             right = (wanted["verb"], wanted["resource"], wanted.get("subresource") or "")
             return 201, review | {"status": {"allowed": right in self.allowed}}
+        lists = {"nodes": self.nodes, "resourcequotas": self.quotas, "pods": self.pods}
+        if (plural := path.rpartition("/")[2]) in lists:
+            return 200, {"kind": "List", "items": lists[plural]}
         if path.rstrip("/") == "/apis/trainer.kubeflow.org/v1alpha1" and self.trainer:
             names = [{"name": n, "kind": n, "namespaced": True, "singularName": n, "verbs": []} for n in self.trainer]
             return 200, {"kind": "APIResourceList", "groupVersion": "trainer.kubeflow.org/v1alpha1", "resources": names}
@@ -137,24 +166,101 @@ class KubernetesServer:
         return NOT_FOUND, {"kind": "Status", "reason": "NotFound"}
 
 
+class RegistryServer:
+    """An image registry: manifests by name and tag or digest, behind a token where there is a login.
+
+    Attributes:
+        manifests: bytes by ``name:reference``.
+        login: ``user:password`` that a token is given for; empty for everybody.
+        address: its own, which it names in its challenge.
+    """
+
+    token = "of the registry"
+
+    def __init__(self) -> None:
+        self.manifests: dict[str, bytes] = {}
+        self.login = ""
+        self.address = ""
+
+    def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> Answer:
+        """Status, body and headers for a request."""
+        given = headers.get("Authorization", "")
+        if path == "/token":
+            known = base64.b64encode(self.login.encode()).decode()
+            return (200, {"token": self.token}, {}) if given == f"Basic {known}" else (401, {}, {})
+        if self.login and given != f"Bearer {self.token}":
+            challenge = f'Bearer realm="{self.address}/token",service="here",scope="repository:pull"'
+            return 401, {}, {"WWW-Authenticate": challenge}
+        name, _, reference = path.removeprefix("/v2/").rpartition("/manifests/")
+        found = self.manifests.get(f"{name}:{reference}")
+        if found is None:
+            return NOT_FOUND, {"errors": [{"code": "MANIFEST_UNKNOWN"}]}, {}
+        return 200, found, {"Docker-Content-Digest": f"sha256:{hashlib.sha256(found).hexdigest()}"}
+
+
+class OtherRegionServer:
+    """An S3 server whose bucket is in another region than requests are signed for, as Amazon's answers.
+
+    Objects can be written, read and deleted by who signs for the right region.
+    """
+
+    region = "eu-west-1"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> Answer:
+        """Status, body and headers for a request."""
+        found = {"x-amz-bucket-region": self.region, "Content-Type": "application/xml"}
+        if f"/{self.region}/s3/" not in headers.get("Authorization", ""):
+            fault = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{self.region}</Region></Error>"
+            return 400, b"" if method == "HEAD" else fault.encode(), found
+        if method == "PUT":
+            self.objects[path] = body
+        if method == "POST":
+            return 200, b"<DeleteResult></DeleteResult>", found
+        if "list-type" in query:
+            return 200, b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>", found
+        return 200, self.objects.get(path, b"") if method == "GET" else b"", found
+
+
 @contextmanager
-def serving(server: "KubeflowServer | KubernetesServer | ObjectServer") -> Iterator[str]:
-    """Serves on loopback for the length of a block; yields the address."""
+def serving(server: Any) -> Iterator[str]:
+    """Serves on loopback for the length of a block; yields the address.
+
+    Args:
+        server: whose ``answer`` gives a status and JSON or bytes, and headers where there are any.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def _go(self) -> None:
             parts = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, value = server.answer(self.command, parts.path, query, self.headers, body)
-            payload = json.dumps(value).encode()
+            status, value, *more = server.answer(self.command, parts.path, query, self.headers, body)
+            if isinstance(value, Iterator):
+                return self._stream(status, value)
+            payload = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, text in {"Content-Type": "application/json", **(more[0] if more else {})}.items():
+                self.send_header(name, text)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _go
+        def _stream(self, status: int, parts: Iterator[bytes]) -> None:
+            """A watch or a log, sent in chunks as it comes; ConnectionResetError of ``parts`` cuts the connection."""
+            self.protocol_version, self.close_connection = "HTTP/1.1", True
+            self.send_response(status)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                for part in itertools.chain(parts, (b"",)):
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+                    self.wfile.flush()
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _go
 
         def log_message(self, *arguments: Any) -> None:
             """Quiet."""

@@ -143,18 +143,19 @@ def _servers(state_dir: Path) -> list[Check]:
         ]
     try:
         with services.running(state_dir) as found:
-            return [_s3(found), _mlflow(found)]
+            return [*_s3(found), _mlflow(found)]
     except InternError as error:
         return [Check("servers", False, str(error), "follow the message")]
 
 
-def _s3(found: services.Services) -> Check:
-    name = f"doctor-{secrets.token_hex(4)}"
-    store = (
-        S3Store(found.store_uri, found.access) if found.store_uri.startswith("s3://") else open_store(found.store_uri)
-    )
+def _s3(found: services.Services) -> list[Check]:
+    from intern_vision.s3_contract import contract
+
+    uri = f"{found.store_uri}/doctor-{secrets.token_hex(4)}"
     fix = "correct the address, the credentials or the bucket's policy"
-    return store_check(store, f"{found.store_uri}/{name}", found.s3_endpoint, fix)
+    if found.store_uri.startswith("s3://"):
+        return contract(S3Store(found.store_uri, found.access), uri, fix)
+    return [store_check(open_store(found.store_uri), uri, found.s3_endpoint, fix)]
 
 
 def store_check(store: Store, uri: str, at: str, fix: str) -> Check:

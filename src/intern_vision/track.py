@@ -35,6 +35,9 @@ from intern_vision.spool import Spool
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+KFP_RUN_TAG = "intern.kfp_run"
+"""Tag of a run with the id of the run of Kubeflow Pipelines that it is a step of."""
+
 MAX_QUEUED_EVENTS = 10_000
 # MLflow's limits of params and tags in one call, and of their values.
 MAX_PARAMS_PER_CALL = 100
@@ -52,7 +55,7 @@ class Tracker:
 
     Environment: ``MLFLOW_TRACKING_URI``, ``MLFLOW_TRACKING_USERNAME``/``PASSWORD``/``TOKEN``,
     ``MLFLOW_RUN_ID`` (a run to join: it is written to but not ended), ``MLFLOW_EXPERIMENT_ID``
-    or ``MLFLOW_EXPERIMENT_NAME`` (default ``intern``), ``INTERN_PARENT_RUN_ID``,
+    or ``MLFLOW_EXPERIMENT_NAME`` (default ``intern``), ``INTERN_PARENT_RUN_ID``, ``INTERN_KFP_RUN_ID``,
     ``INTERN_TRACK_TIMEOUT_S`` (how long ``finish`` may take, default 10) and
     ``INTERN_TRACKING_REQUIRED`` (``1``: no server at the start is an error).
 
@@ -223,6 +226,8 @@ class Tracker:
         tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL"}
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
+        if kfp_run_id := os.environ.get("INTERN_KFP_RUN_ID"):
+            tags[KFP_RUN_TAG] = kfp_run_id
         return {
             "op": "open",
             "name": name,

@@ -73,7 +73,7 @@ def test_a_pipeline_runs_in_containers(train_image, state_dir):
     assert [model["name"] for model in shown["models"]]
     assert answer("models", "--state-dir", state_dir)["models"]
     found = containers.services_of(state_dir)
-    steps = {file.uri.split("/")[4] for file in S3Store("s3://intern/store", found.access).list("s3://intern/store/")}
+    steps = {file.uri.split("/")[4] for file in S3Store("s3://intern/store", found.access).list("s3://intern/store")}
     assert {"prepare", "amateur", "expert", "generalist", "adapt", "evaluate", "report"} <= steps
     log = (state_dir / "runs" / "smoke" / "log.txt").read_text()
     assert f"Found image '{train_image.tags[0]}'" in log

@@ -156,7 +156,8 @@ def test_doctor_finds_everything(pods):
     container["args"] = [word for word in container["args"] if "--kfp" not in word]
     done = pods.finish(container)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["ok   s3", "ok   mlflow"]
+    names = ["s3", "s3 region", "s3 multipart", "s3 checksums", "s3 conditional writes", "s3 credentials", "mlflow"]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [f"ok   {name}" for name in names]
 
 
 @pytest.mark.parametrize(

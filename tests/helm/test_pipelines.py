@@ -38,8 +38,8 @@ def test_a_release_puts_its_own_names_into_them():
     )
     for name, text in mounted["data"].items():
         spec, platform = yaml.safe_load_all(text)
-        images = {each["container"]["image"] for each in spec["deploymentSpec"]["executors"].values()}
-        assert images == {"reg.example.org/iv:v9"}, name
+        image = spec["root"]["inputDefinitions"]["parameters"]["step_image"]
+        assert image["defaultValue"] == "reg.example.org/iv:v9", name
         for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
             secrets = {each["secretName"]: each for each in executor["secretAsEnv"]}
             assert set(secrets) == {"minio-keys", "login"}
@@ -48,7 +48,7 @@ def test_a_release_puts_its_own_names_into_them():
             constants = {each["secretNameParameter"]["runtimeValue"]["constant"] for each in executor["secretAsEnv"]}
             assert constants == set(secrets)
             assert [each["configMapName"] for each in executor["configMapAsVolume"]] == ["company-ca"]
-        assert not re.search(r"intern-s3|intern-ca|intern-mlflow|image: intern-vision", text)
+        assert not re.search(r"intern-s3|intern-ca|intern-mlflow|(image|defaultValue): intern-vision:", text)
 
 
 def test_pipeline_objects_hold_the_compiled_pipelines():

@@ -5,11 +5,13 @@ import re
 import pytest
 from helm_chart import VALUE_SETS, containers, flat, one, pod_specs, render
 
+from intern_pipelines.cluster_doctor import STEP_RIGHTS
+
 ALLOWED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")
 # (API groups, resources) -> verbs: all that the chart may ever ask for.
 ALLOWED_RULES = {
-    ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "patch", "delete"},
+    ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "delete"},
     ("trainer.kubeflow.org", "trainingruntimes"): {"get"},
     ("trainer.kubeflow.org", "clustertrainingruntimes"): {"get"},
     ("", "pods"): {"get", "list", "watch"},
@@ -83,6 +85,37 @@ def test_rights_are_the_least(values):
                 assert rule["resourceNames"] == ["intern-torch"], "cluster-wide, one object only"
     bound = {m["roleRef"]["name"] for m in manifests if m["kind"].endswith("RoleBinding")}
     assert bound == {m["metadata"]["name"] for m in manifests if m["kind"] in ("Role", "ClusterRole")}
+
+
+def test_steps_may_do_what_the_launcher_and_the_doctor_ask_for_and_no_more():
+    rules = one(render(), "Role", "-steps")["rules"]
+    given = {(r["apiGroups"][0], *r["resources"][0].partition("/")[::2], tuple(r["verbs"])) for r in rules}
+    assert given == set(STEP_RIGHTS)
+
+
+def test_the_training_runtime_suits_every_version_of_trainer_and_leaves_failed_pods():
+    (runtime,) = [m for m in render("gpu") if m["kind"] == "ClusterTrainingRuntime"]
+    assert runtime["spec"]["mlPolicy"] == {"numNodes": 1, "torch": {}}
+    job = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert (job["name"], pod["restartPolicy"]) == ("node", "Never")
+    (container,) = pod["containers"]
+    assert container["name"] == "node" and container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    settings = one(render(), "ConfigMap", "intern-settings")["data"]
+    assert settings["training-runtime"] == "ClusterTrainingRuntime/intern-torch"
+    own = one(render("kubeflow-profile"), "ConfigMap", "intern-settings")["data"]
+    assert own["training-runtime"] == "TrainingRuntime/intern-torch"
+
+
+@pytest.mark.parametrize("number", ["8", "gpu"])
+def test_ranks_of_a_node_are_a_variable_of_the_runtime(number):
+    def variables(*changes):
+        (runtime,) = [m for m in render("default", "1.34", *changes) if m["kind"] == "ClusterTrainingRuntime"]
+        (_, pod), *_ = pod_specs([runtime])
+        return {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+
+    assert "INTERN_NUM_RANKS" not in variables()
+    assert variables(f"trainingRuntime.numProcPerNode={number}")["INTERN_NUM_RANKS"] == number
 
 
 @pytest.mark.parametrize("values", VALUE_SETS)

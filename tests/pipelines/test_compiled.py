@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from kfp import components
-from running import INTERN, clean_environment
+from running import INTERN, clean_environment, error_line, intern
 
 from intern_components.base import IMAGE
-from intern_pipelines.compiled import compile_pipeline
+from intern_pipelines import ir
+from intern_pipelines.compiled import compile_pipeline, write_objects
 from intern_pipelines.local import PIPELINES
 from intern_pipelines.platform import MLFLOW_SECRET, S3_SECRET, SETTINGS
 from intern_vision.presets import PRESETS
@@ -30,6 +31,7 @@ OPTIONAL_SETTINGS = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "AWS_CA_BUNDLE",
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "INTERN_TRAINING_RUNTIME",
 }
 
 
@@ -52,14 +54,6 @@ def documents(folders, name):
     return list(yaml.safe_load_all((folders[0] / f"{name}.yaml").read_text()))
 
 
-def dags(spec):
-    """(name, tasks, its component) of the root and of every sub-pipeline, loop and branch."""
-    yield "root", spec["root"]["dag"]["tasks"], spec["root"]
-    for name, component in spec["components"].items():
-        if "dag" in component:
-            yield name, component["dag"]["tasks"], component
-
-
 def test_files_are_equal_for_equal_sources(compiled):
     assert [path.name for path in sorted(compiled[0].iterdir())] == sorted(f"{name}.yaml" for name in PIPELINES)
     for name in PIPELINES:
@@ -76,35 +70,16 @@ def test_file_is_the_golden_one(compiled, name):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_dag_declares_what_its_tasks_use(compiled, name):
     spec, _ = documents(compiled, name)
-    num_checked = 0
-    for where, tasks, component in dags(spec):
-        declared = component.get("inputDefinitions", {})
-        for task_name, task in tasks.items():
-            target = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
-            for kind, reference in (("parameters", "componentInputParameter"), ("artifacts", "componentInputArtifact")):
-                given = task.get("inputs", {}).get(kind, {})
-                for value in given.values():
-                    num_checked += 1
-                    if reference in value:
-                        assert value[reference] in declared.get(kind, {}), f"{name}: {where}: {task_name}: {value}"
-                    for producer in producers(value):
-                        assert producer in tasks, f"{name}: {where}: {task_name}: {value}"
-                needed = {key for key, value in target.get(kind, {}).items() if not value.get("isOptional")}
-                looped = {task.get("parameterIterator", {}).get("itemInput")}
-                assert needed <= given.keys() | looped, f"{name}: {where}: {task_name}"
-            assert set(task.get("dependentTasks", ())) <= tasks.keys()
-    assert num_checked > 5
-
-
-def producers(value):
-    return [item["producerTask"] for item in value.values() if isinstance(item, dict) and "producerTask" in item]
+    assert ir.faults(spec) == []
+    references = [task["inputs"]["parameters"] for _, tasks, _ in ir.dags(spec) for task in tasks.values()]
+    assert sum(map(len, references)) > 5
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_steps_retry_run_the_image_as_it_is_and_are_not_cached(compiled, name):
     spec, _ = documents(compiled, name)
     num_steps = 0
-    for where, tasks, _ in dags(spec):
+    for where, tasks, _ in ir.dags(spec):
         for task_name, task in tasks.items():
             component = spec["components"][task["componentRef"]["name"]]
             if "dag" in component:
@@ -116,12 +91,11 @@ def test_steps_retry_run_the_image_as_it_is_and_are_not_cached(compiled, name):
             assert task["cachingOptions"] == {}, f"{where}: {task_name}: Kubeflow's cache is on"
             assert task["taskInfo"]["name"]
             container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-            assert container["image"] == IMAGE and not IMAGE.endswith(":latest")
+            assert container["image"] == "{{$.inputs.parameters['pipelinechannel--step_image']}}"
             command = " ".join(container["command"])
             assert not re.search(r"\bpip\b|ensurepip|apt-get|packages_to_install", command)
             assert re.search(r"from intern_vision\.(benchmark_|data_)?steps import", command)
-            # Resources from a pipeline parameter compile to a broken sub-DAG; there are none.
-            assert container.get("resources", {}) == {}
+            assert "resources" not in container and "env" not in container
     assert num_steps >= 2
 
 
@@ -161,7 +135,7 @@ def test_pods_get_addresses_and_credentials_by_reference_only(compiled, name):
 def test_names_and_sizes_fit_a_cluster(compiled, name):
     spec, platform = documents(compiled, name)
     names = [spec["pipelineInfo"]["name"], *spec["components"], *spec["deploymentSpec"]["executors"]]
-    names += [task for _, tasks, _ in dags(spec) for task in tasks]
+    names += [task for _, tasks, _ in ir.dags(spec) for task in tasks]
     assert [each for each in names if not DNS_1123.fullmatch(each)] == []
     assert spec["pipelineInfo"]["name"] in ("intern", f"intern-{name}")
     assert (compiled[0] / f"{name}.yaml").stat().st_size < 1_000_000
@@ -179,6 +153,8 @@ def test_parameters_are_described_and_presets_can_be_chosen(compiled, name):
     assert [key for key, value in parameters.items() if not value.get("description")] == []
     # Numbers inside lists and dicts arrive as floats: there is no such parameter.
     assert {value["parameterType"] for value in parameters.values()} <= {"STRING", "LIST"}
+    image = parameters["step_image"]
+    assert image["defaultValue"] == IMAGE and not IMAGE.endswith(":latest") and max(parameters) == "step_image"
     lists = [value["defaultValue"] for value in parameters.values() if isinstance(value.get("defaultValue"), list)]
     assert all(isinstance(item, str) for values in lists for item in values)
 
@@ -195,8 +171,39 @@ def test_image_comes_from_the_environment():
     code = "from intern_pipelines.compiled import compile_pipeline; print(compile_pipeline('data'))"
     environment = os.environ | {"INTERN_IMAGE": "registry.example/intern@sha256:0123"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "'image': 'registry.example/intern@sha256:0123'" in done.stdout
+    assert "'defaultValue': 'registry.example/intern@sha256:0123'" in done.stdout
 
 
 def test_compiling_twice_in_one_process_gives_the_same():
     assert compile_pipeline("adapt") == compile_pipeline("adapt")
+
+
+def test_objects_hold_the_compiled_pipelines_and_schemas_of_the_server_take_them(compiled, tmp_path):
+    settings = tmp_path / "platform.json"
+    settings.write_text(json.dumps({"gpus": 2, "deadline_s": 60}))
+    answer = intern("compile", "--out", tmp_path / "out", "--platform", settings, "--objects", "--json")
+    files = json.loads(answer.stdout)["files"]
+    assert len(files) == 2 * len(PIPELINES)
+    versions = set()
+    for name in PIPELINES:
+        spec, platform = yaml.safe_load_all((tmp_path / f"out/{name}.yaml").read_text())
+        pipeline, version = yaml.safe_load_all((tmp_path / f"out/kubernetes/{name}.yaml").read_text())
+        named = spec["pipelineInfo"]
+        assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+        assert pipeline["apiVersion"] == version["apiVersion"] == "pipelines.kubeflow.org/v2beta1"
+        assert pipeline["metadata"]["name"] == version["spec"]["pipelineName"] == named["name"]
+        assert pipeline["spec"] == {"displayName": named["displayName"], "description": named["description"]}
+        assert DNS_1123.fullmatch(version["metadata"]["name"])
+        assert version["spec"]["pipelineSpec"] == spec and version["spec"]["platformSpec"] == platform
+        assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {"activeDeadlineSeconds": 60}
+        versions.add(version["metadata"]["name"])
+    plain = write_objects(documents(compiled, "data"), tmp_path / "data.yaml")
+    assert list(yaml.safe_load_all(plain.read_text()))[1]["metadata"]["name"] not in versions, "another text"
+
+
+def test_wrong_settings_are_refused_by_name(tmp_path):
+    settings = tmp_path / "platform.json"
+    settings.write_text('{"gpu": 2}')
+    done = intern("compile", "--out", tmp_path / "out", "--platform", settings, exit_code=2)
+    assert error_line(done).startswith("error: platform.json.gpu: unknown key; known keys here: cpu, deadline_s")
+    assert not (tmp_path / "out").exists()

@@ -61,7 +61,7 @@ def test_a_run_is_waited_for(server):
         (
             ["RUNNING", "FAILED"],
             TrainingError,
-            r"ended as FAILED; the failed step and its log: http.*/runs/details/run-1",
+            r"ended as FAILED; see http.*/runs/details/run-1",
         ),
         (["CANCELED"], TrainingError, r"ended as CANCELED"),
         (["RUNNING"], RetryableError, r"still RUNNING after 0 s"),

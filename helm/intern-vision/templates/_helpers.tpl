@@ -142,7 +142,7 @@ s3-checksums: {{ .Values.objectStore.checksums | quote }}
 ca-bundle: {{ printf "/etc/intern/ca/%s" .Values.objectStore.caKey | quote }}
 {{- end }}
 {{- if include "intern-vision.runtime" . }}
-training-runtime: {{ .Values.trainingRuntime.name | quote }}
+training-runtime: {{ printf "%s/%s" (ternary "ClusterTrainingRuntime" "TrainingRuntime" (eq .Values.trainingRuntime.scope "cluster")) .Values.trainingRuntime.name | quote }}
 {{- end }}
 {{- end -}}
 
@@ -220,7 +220,7 @@ training-runtime: {{ .Values.trainingRuntime.name | quote }}
 {{- $root := .root -}}
 {{- $o := $root.Values.objectStore -}}
 {{- $text := $root.Files.Get .path -}}
-{{- $text = regexReplaceAll "(?m)image: intern-vision:\\S+$" $text (printf "image: %s" (include "intern-vision.image" (dict "root" $root "image" $root.Values.image))) -}}
+{{- $text = regexReplaceAll "(?m)defaultValue: intern-vision:\\S+$" $text (printf "defaultValue: %s" (include "intern-vision.image" (dict "root" $root "image" $root.Values.image))) -}}
 {{- $text = regexReplaceAll "(?m)(secretName|constant): intern-s3$" $text (printf "${1}: %s" (include "intern-vision.s3Secret" $root)) -}}
 {{- $text = regexReplaceAll "(?m)secretKey: access-key$" $text (printf "secretKey: %s" $o.accessKeyKey) -}}
 {{- $text = regexReplaceAll "(?m)secretKey: secret-key$" $text (printf "secretKey: %s" $o.secretKeyKey) -}}
