@@ -11,7 +11,7 @@ from intern_vision.console import StageProgress, reporting_errors, show
 from intern_vision.errors import ConfigError, RetryableError
 
 COMMANDS = {"up", "down", "doctor", "models", "lineage", "predict", "run", "adapt", "compile", "plan", "table"}
-COMMANDS |= {"serve", "export", "promote"}
+COMMANDS |= {"serve", "export", "promote", "submit"}
 
 
 def invoke(*arguments):

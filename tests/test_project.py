@@ -21,7 +21,7 @@ PACKAGES = {"intern_vision": "src/intern_vision", "intern_components": "componen
 CODE_FOLDERS = (*PACKAGES.values(), "tests", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A distribution that another one brings along as its other half.
-COMES_WITH = {"botocore": "boto3", "kfp-server-api": "kfp", "urllib3": "requests"}
+COMES_WITH = {"botocore": "boto3", "kfp-server-api": "kfp", "protobuf": "kfp", "urllib3": "requests"}
 
 
 def python_files(*folders: str) -> list[Path]:
