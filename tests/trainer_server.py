@@ -131,8 +131,12 @@ class TrainerServer(ObjectServer):
 
     def wait_until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         """Returns once a condition on the server holds."""
+        deadline = time.monotonic() + timeout_s
         with self._news:
-            assert self._news.wait_for(condition, timeout_s), "the server waited in vain"
+            # Not every condition is about an object, so news alone would not do.
+            while not condition():
+                assert time.monotonic() < deadline, "the server waited in vain"
+                self._news.wait(0.05)
 
     # The API.
 

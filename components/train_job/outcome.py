@@ -80,7 +80,7 @@ def node_of(pod: Pod) -> str:
 def has_started(pod: Pod) -> bool:
     """Whether the pod has a log."""
     state = _container(pod).get("state", {})
-    return bool(state.get("running") or state.get("terminated"))
+    return "running" in state or "terminated" in state
 
 
 def has_ended(pod: Pod) -> bool:
