@@ -25,7 +25,7 @@ from intern_vision.service_state import make_private_folder, write_private
 from intern_vision.stages.base import read_ref
 from intern_vision.steps import STOP_FILE
 from intern_vision.store import join_uri, open_store
-from intern_vision.train.launch import die_with_parent
+from intern_vision.train.local_ranks import die_with_parent
 
 RESULT_FILES = {
     "report": ("report.html", "table.json", "table.txt"),
