@@ -95,7 +95,7 @@ def test_each_trained_mode_learns_and_resumes(world, inputs, tmp_path, mode):
     # The checkpoint of half the way is still there: the same job goes on from it to the same end.
     shutil.rmtree(tmp_path / f"local-{os.getpid()}")
     again, resumed = run_toy_whole(build(config, world, inputs, tmp_path / "rest"), toy_checkpoints(tmp_path))
-    assert {"event": "resumed", "done": 3, "total": 6} in again
+    assert [event["done"] for event in again if event["event"] == "resumed"] == [3]
     assert_same(resumed, weights)
 
 

@@ -51,7 +51,7 @@ def assert_close(one, other):
 def assert_same_training(zero_stage, events, weights):
     """As one rank that was left alone: losses, and the averaged weights it exports."""
     expected_events, expected = run_toy_whole(resume_job(zero_stage))
-    assert {"event": "resumed", "done": 3, "total": 6} in events
+    assert [event["done"] for event in events if event["event"] == "resumed"] == [3]
     assert losses_of(events) == pytest.approx(losses_of(expected_events), abs=1e-5)
     if zero_stage < 3:
         assert_close(weights, expected)
