@@ -101,14 +101,15 @@ def up(state_dir: Path) -> Services:
         for service in composed["services"].values():
             check_image(client, service["image"])
         _make_network(client, settings["INTERN_PROJECT"])
-        for name in start_order(composed["services"]):
-            _start(client, settings["INTERN_PROJECT"], name, composed)
         found = services_of(state_dir)
         answers = {
             "store": lambda: http_status(f"{found.s3_endpoint}/healthz") == 200,
             "mlflow": lambda: mlflow_is_ready(found.mlflow_uri) and takes_objects(found.access),
         }
-        _wait(client, settings["INTERN_PROJECT"], answers)
+        for name in start_order(composed["services"]):
+            _start(client, settings["INTERN_PROJECT"], name, composed)
+            if name in answers:  # MLflow would end at its start as long as the store does not answer
+                _wait(client, settings["INTERN_PROJECT"], name, answers[name])
     return found
 
 
@@ -250,7 +251,7 @@ def _start(client: Any, project: str, name: str, composed: Mapping[str, Any]) ->
         pass
     for other, how in service.get("depends_on", {}).items():
         if how["condition"] == "service_healthy":
-            _wait(client, project, {other: lambda other=other: _is_healthy(client, f"{project}-{other}")})
+            _wait(client, project, other, lambda other=other: _is_healthy(client, f"{project}-{other}"))
     try:
         client.containers.run(
             service["image"],
@@ -293,25 +294,24 @@ def _is_healthy(client: Any, name: str) -> bool:
     return client.containers.get(name).attrs["State"].get("Health", {}).get("Status") == "healthy"
 
 
-def _wait(client: Any, project: str, waiting: dict[str, Callable[[], bool]]) -> None:
-    """Returns when every server answers.
+def _wait(client: Any, project: str, name: str, is_ready: Callable[[], bool]) -> None:
+    """Returns when a server answers.
 
     Raises:
-        InternError: one ends again and again.
-        RetryableError: one did not answer in time.
+        InternError: it ends again and again.
+        RetryableError: it did not answer in time.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
-    for name, is_ready in waiting.items():
-        while not is_ready():
-            container = client.containers.get(f"{project}-{name}")
-            ended = container.status in ("exited", "dead") or container.attrs["RestartCount"] > MAX_RESTARTS
-            late = time.monotonic() > deadline
-            if ended or late:
-                lines = container.logs(tail=3).decode(errors="replace").strip().splitlines()
-                what = f"docker: {container.name} {'ends at its start' if ended else 'does not answer'}"
-                text = f"{what}: {' | '.join(lines) or 'it wrote nothing'} (docker logs {container.name})"
-                raise (InternError if ended else RetryableError)(text)
-            time.sleep(POLL_S)
+    while not is_ready():
+        container = client.containers.get(f"{project}-{name}")
+        ended = container.status in ("exited", "dead") or container.attrs["RestartCount"] > MAX_RESTARTS
+        late = time.monotonic() > deadline
+        if ended or late:
+            lines = container.logs(tail=3).decode(errors="replace").strip().splitlines()
+            what = f"docker: {container.name} {'ends at its start' if ended else 'does not answer'}"
+            text = f"{what}: {' | '.join(lines) or 'it wrote nothing'} (docker logs {container.name})"
+            raise (InternError if ended else RetryableError)(text)
+        time.sleep(POLL_S)
 
 
 def _remove(container: Any, timeout_s: int = 30) -> None:
