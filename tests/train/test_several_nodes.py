@@ -94,5 +94,6 @@ def test_a_node_is_killed_and_then_the_step_and_the_weights_are_those_of_one_und
     assert tries.store.list(join_uri(final.ref.uri, "checkpoints")) == []
     rows = [json.loads(line) for line in tries.store.read(join_uri(final.ref.uri, HISTORY_FILE)).splitlines()]
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    assert final.cpu_s > expected.cpu_s, "the nodes' own, of both attempts"
     # The number of nodes decides no key.
     assert final.key == expected.key and final.config["trainer"]["num_nodes"] == 2

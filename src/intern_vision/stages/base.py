@@ -70,8 +70,8 @@ class Record(Config):
         facts: small results by name, for example ``image_passes``, ``cpu_s`` or scores.
         started_unix_s: start, seconds since 1970.
         wall_s: elapsed seconds.
-        cpu_s: processor seconds of the stage's process and the ranks it started, those of interrupted runs up to the
-            checkpoint that was resumed included.
+        cpu_s: processor seconds of the stage's process and its ranks, on other nodes too; those of interrupted runs up
+            to the checkpoint that was resumed included.
         run_id: MLflow run id, empty where there was no server.
     """
 
@@ -123,7 +123,8 @@ class StageContext:
         progress: where steps done are reported.
         num_ranks: processes that a training stage starts.
         facts: small results to keep in the record.
-        earlier_cpu_s: processor seconds of interrupted runs whose work this one goes on from.
+        elsewhere_cpu_s: processor seconds that went into this output in other processes than this one and its
+            children: interrupted runs whose work it goes on from, and other nodes.
         uploaded: files of the output that lie at ``output_uri`` already and not in ``output_dir``, by name: SHA-256
             and size in bytes.
     """
@@ -139,7 +140,7 @@ class StageContext:
     num_ranks: int
     inputs: Inputs
     facts: dict[str, float | int | str] = field(default_factory=dict)
-    earlier_cpu_s: float = 0.0
+    elsewhere_cpu_s: float = 0.0
     uploaded: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def commit(self, kind: Kind, name: str) -> Ref:
@@ -272,7 +273,7 @@ def run_stage(stage: str, config: Config, inputs: Inputs, *, name: str = "", num
             inputs=inputs,
         )
         ref = load_stage(stage).run(config, inputs, context)
-        wall_s, cpu_s = time.time() - started, context.earlier_cpu_s + _cpu_s() - cpu_before
+        wall_s, cpu_s = time.time() - started, context.elsewhere_cpu_s + _cpu_s() - cpu_before
         record = Record(
             ref=ref,
             stage=stage,

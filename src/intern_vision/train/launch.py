@@ -173,6 +173,9 @@ def _train(payload: RankPayload, emit: Callable[[dict[str, Any]], None], stoppin
     trainer = Trainer(job, context, checkpoints)
     context.on_event({"event": "started"})
     trainer.train()
+    if num_ranks > num_local:
+        # The stage's process counts its own children, which ranks on other machines are not.
+        context.on_event({"event": "spent", "cpu_s": trainer.cpu_s()})
     with trainer.whole_weights():
         if rank == 0:
             job.objective.save(Path(payload.output_dir))

@@ -44,7 +44,9 @@ class StageEvents:
             context.progress.say(f"resumed at step {event['done']} of {event['total']}")
             context.progress.restart_clock(event["done"])
             context.facts["resumed_at_step"] = event["done"]
-            context.earlier_cpu_s = event["cpu_s"]
+            context.elsewhere_cpu_s = event["cpu_s"]
+        elif event["event"] == "spent":
+            context.elsewhere_cpu_s = event["cpu_s"]
         elif event["event"] == "rolled_back":
             _forget_after(event["done"], self._history)
             context.progress.say(f"back to step {event['done']}: {event['cause']}")

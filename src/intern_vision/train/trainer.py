@@ -227,7 +227,7 @@ class Trainer:
         folder = self.checkpoints.local_dir / f"step-{done}"
         folder.mkdir(parents=True, exist_ok=True)
         self._state.save(folder)
-        cpu_s = self._cpu_s()
+        cpu_s = self.cpu_s()
         if self.context.rank == 0:
             state = {
                 "step": done,
@@ -242,7 +242,7 @@ class Trainer:
         if self.context.local_rank == 0:
             self.checkpoints.upload(done)
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
         """Processor seconds of all ranks, and of those that this training goes on from; all ranks must call."""
         spent_s = torch.tensor(time.process_time(), device=self.device)
         if self.context.num_ranks > 1:
