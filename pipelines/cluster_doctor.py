@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from intern_components.train_job.cluster import GROUP as TRAINER_GROUP
+from intern_components.train_job.cluster import VERSION as TRAINER_VERSION
+from intern_components.train_job.outcome import CANNOT_START
 from intern_vision.address import split_uri
 from intern_vision.doctor import Check, tried
 from intern_vision.errors import AccessError, ConfigError, RetryableError
 from intern_vision.mlflow_rest import Server
 
-TRAINER_GROUP, TRAINER_VERSION = "trainer.kubeflow.org", "v1alpha1"
 TIMEOUT_S = 10.0
 RUNTIME_PLURALS = {"cluster": "clustertrainingruntimes", "namespace": "trainingruntimes"}
 Rights = Sequence[tuple[str, str, str, Sequence[str]]]
@@ -43,16 +45,7 @@ _QUOTED = ("pods", "count/pods", "requests", "limits", "cpu", "memory")
 """Quotas that keep a pod from starting."""
 PART_OF = "app.kubernetes.io/part-of=intern-vision"
 """Label of the chart's pods and of the steps'."""
-STUCK = (
-    "CrashLoopBackOff",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "ErrImageNeverPull",
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "RunContainerError",
-)
+STUCK = ("CrashLoopBackOff", *CANNOT_START)
 """Reasons for which a container waits that no waiting mends."""
 
 

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from intern_vision.errors import AccessError, ConfigError, RetryableError
 
@@ -65,7 +66,8 @@ def _authorization(registry: str, challenge: str) -> dict[str, str]:
         return {"Authorization": requests.auth._basic_auth_str(*login)} if login else {}
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     realm = fields.pop("realm", "")
-    if not realm.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+    address = urlsplit(realm)
+    if address.scheme != "https" and address.hostname not in _LOOPBACK:
         return {}  # a login would go out unencrypted
     answer = requests.get(realm, params=fields, auth=login, timeout=TIMEOUT_S)
     if answer.status_code != 200:

@@ -172,7 +172,7 @@ class RegistryServer:
     Attributes:
         manifests: bytes by ``name:reference``.
         login: ``user:password`` that a token is given for; empty for everybody.
-        address: its own, which it names in its challenge.
+        realm: address of the token server that its challenge names.
     """
 
     token = "of the registry"
@@ -180,7 +180,7 @@ class RegistryServer:
     def __init__(self) -> None:
         self.manifests: dict[str, bytes] = {}
         self.login = ""
-        self.address = ""
+        self.realm = ""
 
     def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> Answer:
         """Status, body and headers for a request."""
@@ -189,7 +189,7 @@ class RegistryServer:
             known = base64.b64encode(self.login.encode()).decode()
             return (200, {"token": self.token}, {}) if given == f"Basic {known}" else (401, {}, {})
         if self.login and given != f"Bearer {self.token}":
-            challenge = f'Bearer realm="{self.address}/token",service="here",scope="repository:pull"'
+            challenge = f'Bearer realm="{self.realm}",service="here",scope="repository:pull"'
             return 401, {}, {"WWW-Authenticate": challenge}
         name, _, reference = path.removeprefix("/v2/").rpartition("/manifests/")
         found = self.manifests.get(f"{name}:{reference}")

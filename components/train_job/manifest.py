@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from intern_components.train_job.cluster import GROUP, VERSION
+from intern_components.train_job.cluster import GROUP, RUNTIME_PLURALS, VERSION
 from intern_vision.errors import ConfigError
 from intern_vision.train.several_nodes import NodesRequest
 
@@ -38,7 +38,7 @@ def runtime_of(environment: Mapping[str, str]) -> tuple[str, str]:
     """
     text = environment.get("INTERN_TRAINING_RUNTIME") or DEFAULT_RUNTIME
     kind, _, name = text.partition("/")
-    if kind not in ("ClusterTrainingRuntime", "TrainingRuntime") or not name:
+    if kind not in RUNTIME_PLURALS or not name:
         raise ConfigError(f"INTERN_TRAINING_RUNTIME: expected {DEFAULT_RUNTIME} or the like, got {text!r}")
     return kind, name
 

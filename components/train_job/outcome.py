@@ -11,7 +11,7 @@ Pod = Mapping[str, Any]
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 _KILLED, _TERMINATED = 128, 143
-_CANNOT_START = (
+CANNOT_START = (
     "CreateContainerConfigError",
     "CreateContainerError",
     "ErrImageNeverPull",
@@ -20,6 +20,7 @@ _CANNOT_START = (
     "InvalidImageName",
     "RunContainerError",
 )
+"""Reasons for which a container waits that no waiting mends."""
 _CONFIG, _RETRY = ConfigError.exit_code, RetryableError.exit_code
 
 
@@ -132,7 +133,7 @@ def cause(ends: Iterable[NodeEnd], condition: Mapping[str, Any], job: str) -> In
 def fault_at_start(pod: Pod) -> str:
     """Why the pod's container cannot start, empty where nothing says so; a registry may answer better later."""
     waiting = _container(pod).get("state", {}).get("waiting") or {}
-    if waiting.get("reason") not in _CANNOT_START:
+    if waiting.get("reason") not in CANNOT_START:
         return ""
     return f"{waiting['reason']}: {' '.join(waiting.get('message', '').split())}"
 

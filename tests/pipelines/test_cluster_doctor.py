@@ -1,5 +1,6 @@
 import hashlib
 import json
+import socket
 import threading
 import time
 
@@ -173,12 +174,22 @@ def test_pods_that_wait_for_ever_are_told(cluster):
     assert look(pods=True).detail == "1 in default, none is stuck"
 
 
+def watched(resolve, hosts):
+    """``getaddrinfo`` that keeps the hosts it was asked for."""
+
+    def resolving(host, *rest, **options):
+        hosts.append(host)
+        return resolve(host, *rest, **options)
+
+    return resolving
+
+
 @pytest.fixture
 def registry(monkeypatch, tmp_path):
     server = RegistryServer()
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with serving(server) as server.address:
-        server.host = server.address.removeprefix("http://")
+    with serving(server) as address:
+        server.host, server.realm = address.removeprefix("http://"), f"{address}/token"
         yield server
 
 
@@ -197,6 +208,17 @@ def test_an_image_is_asked_of_its_registry(registry, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(login))
     check = look(image=f"{name}:0.1.0")
     assert check.ok and "secret" not in repr(check)
+
+
+@pytest.mark.parametrize("host", ["registry.example.org", "127.0.0.1.example.org", "localhost@example.org"])
+def test_a_login_is_sent_encrypted_or_on_this_machine_alone(registry, tmp_path, monkeypatch, host):
+    login = {"auths": {registry.host: {"auth": "cm9ib3Q6c2VjcmV0"}}}
+    (tmp_path / "config.json").write_text(json.dumps(login))
+    registry.login, registry.realm = "robot:secret", f"http://{host}/token"
+    reached = []
+    monkeypatch.setattr("socket.getaddrinfo", watched(socket.getaddrinfo, reached))
+    assert "refuses the login of this machine (401)" in look(image=f"{registry.host}/team/intern:1").detail
+    assert set(reached) == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(
