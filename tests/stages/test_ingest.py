@@ -15,7 +15,6 @@ from running import strict_json
 from typer.testing import CliRunner
 
 from intern_vision.cli import app
-from intern_vision.data.ingest import opening
 from intern_vision.data.manifest_store import read_bytes
 from intern_vision.data_commands import data_app
 from intern_vision.errors import AccessError, ConfigError, DataError, RetryableError
@@ -27,20 +26,6 @@ from intern_vision.store import open_store
 @pytest.fixture
 def take_up(tmp_path, monkeypatch):
     return Ingest(tmp_path / "own", monkeypatch)
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Sizes in bytes of the images that were decoded since."""
-    found = []
-
-    def counting(data, **options):
-        found.append(len(data))
-        return decode_image(data, **options)
-
-    decode_image = opening.decode_image
-    monkeypatch.setattr(opening, "decode_image", counting)
-    return found
 
 
 def test_running_again_opens_what_is_new_changed_or_failed_alone(take_up, decoded, tmp_path):

@@ -14,7 +14,6 @@ from ingest_parts import encoded, write
 from running import INTERN, clean_environment, error_line
 
 from intern_vision import services
-from intern_vision.data.ingest import opening
 from intern_vision.stages import ingest
 from intern_vision.stages.base import Inputs, read_record, read_ref, run_stage
 from intern_vision.store import open_store, split_uri
@@ -84,20 +83,6 @@ def parts(store_root):
 def bytes_of(store_root, ref):
     store = open_store(store_root)
     return {name: store.read(f"{ref.uri}/{name}") for name in read_record(store, ref.uri).files}
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Images that were decoded since."""
-    found = []
-
-    def counting(data, **options):
-        found.append(len(data))
-        return decode_image(data, **options)
-
-    decode_image = opening.decode_image
-    monkeypatch.setattr(opening, "decode_image", counting)
-    return found
 
 
 def test_a_killed_ingest_opens_only_the_rest(tmp_path, web, sources, decoded, monkeypatch):
