@@ -9,7 +9,7 @@ def test_a_line_a_step_with_the_ratio_of_sizes(capsys):
     data_scale.main(["--num-rows", "300", "600", "--steps", "write", "exact duplicates", "balance"])
     head, *steps, peak, machine = capsys.readouterr().out.splitlines()
     assert head.split()[-5:] == ["300", "600", "worst", "step", "up"] and "cores" in machine
-    assert [line.split("  ")[0] for line in steps] == ["write", "exact duplicates", "balance"]
+    assert [line.split("  ")[0] for line in steps] == ["write", "exact duplicates", "balance", "together"]
     assert all("x (<= 1.3: " in line for line in steps) and "(<= 4 GB: pass)" in peak
 
 

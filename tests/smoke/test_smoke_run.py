@@ -16,6 +16,7 @@ import time
 from collections import Counter
 
 import cv2
+import numpy as np
 import own_data
 import pytest
 from running import (
@@ -316,6 +317,23 @@ def test_damaged_shard_on_the_store_is_named(smoke, adapted, own):
         assert uri in line and "adapt-intern-shapes: " in line
     finally:
         store.put(content, uri)
+
+
+def test_a_raw_pool_becomes_a_dataset_and_tasks_with_a_registered_model(smoke, adapted, own, tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    rng = np.random.default_rng(7)
+    for number in range(15):
+        cv2.imwrite(str(pool / f"{number}.png"), own_data.draw(rng, own_data.SHAPES[number % 5])[0])
+    settings = {"annotate": {"selection": {"num_tasks": 6, "audit_share": 0.0, "max_loss": 0.5}}}
+    command = ["data", "run", own / "shapes", pool, "--model", "models:/intern-shapes@candidate"]
+    command += ["--question", "label", "--override", json.dumps(settings), "--out", tmp_path / "more.json"]
+    found = answer(*command, "--report", tmp_path / "page", "--state-dir", smoke.state)
+    assert [ref["kind"] for ref in found["datasets"]] == ["dataset"]
+    tasks = json.loads((tmp_path / "more-tasks" / "tasks.json").read_text())
+    proposed = [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks]
+    assert len(tasks) == 6 and all(choice in own_data.SHAPES for (choice,) in proposed)
+    assert "pool" in (tmp_path / "page" / "report.html").read_text()
 
 
 def test_unknown_model_to_start_from_is_one_line(smoke, served, own):

@@ -91,9 +91,7 @@ class HashIndex:
         for start in range(0, len(queries_M), _QUERIES_AT_ONCE):
             batch_Q = queries_M[start : start + _QUERIES_AT_ONCE]
             pairs = [np.empty(0, np.int64)]
-            for queries, rows in self._candidates(batch_Q, num_flips):
-                near = np.flatnonzero(np.bitwise_count(batch_Q[queries] ^ self._hashes_N[rows]) <= max_distance)
-                queries, rows = queries[near], rows[near]
+            for queries, rows in self._near(batch_Q, num_flips, max_distance):
                 if own_rows_M is not None:
                     is_other = own_rows_M[start + queries] != rows
                     queries, rows = queries[is_other], rows[is_other]
@@ -136,10 +134,10 @@ class HashIndex:
             np.cumsum(np.minimum(counts, max_sharing), out=ends[1:])
         return order, ends, is_left_out_N
 
-    def _candidates(
-        self, batch_Q: NDArray[np.uint64], num_flips: int
+    def _near(
+        self, batch_Q: NDArray[np.uint64], num_flips: int, max_distance: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
-        """Queries and rows that agree in one part but for so many bits, a bounded number at a time."""
+        """Near queries and rows that agree in one part but for so many bits, found among a bounded number at a time."""
         for part, (order, ends) in enumerate(self._tables):
             own_Q = _part(batch_Q, part, self._num_bits[part])
             for mask in _masks(self._num_bits[part], num_flips):
@@ -147,22 +145,31 @@ class HashIndex:
                 start_Q = ends[key_Q]
                 count_Q = ends[key_Q + 1] - start_Q
                 hit = np.flatnonzero(count_Q)
-                yield from _spread(hit, start_Q[hit], count_Q[hit], order)
+                for first, counts, positions in _spread(start_Q[hit], count_Q[hit]):
+                    some = hit[first : first + len(counts)]
+                    rows = order.take(positions)
+                    differing = np.repeat(batch_Q[some], counts)
+                    differing ^= self._hashes_N.take(rows)
+                    near = np.flatnonzero(np.bitwise_count(differing) <= max_distance)
+                    # Few are: which query each is of is asked for these alone.
+                    yield some[np.searchsorted(np.cumsum(counts), near, side="right")], rows[near]
 
 
 def _spread(
-    hit: NDArray[np.int64], starts: NDArray[np.int32], counts: NDArray[np.int32], order: NDArray[np.int32]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+    starts: NDArray[np.int32], counts: NDArray[np.int32]
+) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.int64]]]:
+    """Positions from each start on, as many as its count: the first start's number, the counts and the positions."""
     ends = np.cumsum(counts, dtype=np.int64)
     first = 0
-    while first < len(hit):
+    while first < len(starts):
         before = ends[first - 1] if first else 0
         # At least one query at a time, however many rows share its part.
         last = max(first + 1, int(np.searchsorted(ends, before + _CANDIDATES_AT_ONCE, side="right")))
         own = counts[first:last]
         shift = starts[first:last] - (ends[first:last] - own - before)
-        positions = np.arange(ends[last - 1] - before) + np.repeat(shift, own)
-        yield np.repeat(hit[first:last], own), order[positions]
+        positions = np.arange(ends[last - 1] - before)
+        positions += np.repeat(shift, own)
+        yield first, own, positions
         first = last
 
 
