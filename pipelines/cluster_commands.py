@@ -1,5 +1,6 @@
 """Commands that the chart's pods run, and people too: ``intern cluster doctor``, ``register`` and ``test``."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -82,18 +83,25 @@ def register_pipelines(
     kfp_url: KfpUrl,
     kfp_namespace: KfpNamespace = "",
     version: Annotated[str, typer.Option("--version", help="Version to register.")] = intern_vision.__version__,
+    platform: Annotated[
+        Path | None, typer.Option("--platform", help="JSON file with the cluster's settings, which are put in.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Upload compiled pipelines to Kubeflow Pipelines; what is there already stays as it is."""
+    from intern_pipelines.compiled import rewrite_all
     from intern_pipelines.kubeflow import Kubeflow
+    from intern_pipelines.platform import read_platform
 
     with reporting_errors(debug, as_json):
-        paths = sorted(folder.glob("*.yaml"))
-        if not paths:
-            raise ConfigError(f"{folder}: holds no *.yaml; write them with intern compile --out {folder}")
-        kubeflow = Kubeflow(kfp_url, kfp_namespace)
-        found = [kubeflow.register(path, version) for path in paths]
+        settings = read_platform(platform) if platform else None
+        with tempfile.TemporaryDirectory() as changed:
+            paths = rewrite_all(folder, Path(changed), settings) if settings else sorted(folder.glob("*.yaml"))
+            if not paths:
+                raise ConfigError(f"{folder}: holds no *.yaml; write them with intern compile --out {folder}")
+            kubeflow = Kubeflow(kfp_url, kfp_namespace)
+            found = [kubeflow.register(path, version) for path in paths]
         lines = [f"{'new' if each.is_new else 'there':5}  {each.pipeline}  {each.version}" for each in found]
         show({"pipelines": [vars(each) for each in found]}, lines, as_json)
 

@@ -55,6 +55,20 @@ def compile_pipeline(name: str, platform: Platform | None = None) -> list[dict[s
     return [spec, kubernetes_spec]
 
 
+def rewrite_all(compiled: Path, folder: Path, platform: Platform) -> list[Path]:
+    """Writes compiled pipelines with a cluster's settings into another folder, and returns the paths, sorted.
+
+    Args:
+        compiled: folder of pipelines as ``write_all`` gives them without settings.
+        folder: exists.
+        platform: the cluster's settings; without an image of its own, each file's stays the default.
+
+    Raises:
+        ConfigError: a file is no compiled pipeline.
+    """
+    return [_rewrite(path, folder, platform) for path in sorted(compiled.glob("*.yaml"))]
+
+
 def write_objects(documents: list[dict[str, Any]], path: Path) -> Path:
     """Writes a compiled pipeline as Pipeline and PipelineVersion, for a server that keeps them in Kubernetes.
 
@@ -99,3 +113,12 @@ def _write(documents: list[dict[str, Any]], path: Path) -> Path:
 
 def _text(documents: list[dict[str, Any]]) -> str:
     return yaml.safe_dump_all(documents, sort_keys=True, width=120)
+
+
+def _rewrite(path: Path, folder: Path, platform: Platform) -> Path:
+    try:
+        spec, kubernetes_spec = documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        finish(spec, kubernetes_spec, platform)
+    except (KeyError, TypeError, UnicodeDecodeError, ValueError, yaml.YAMLError):
+        raise ConfigError(f"{path}: expected a compiled pipeline; write it with intern compile") from None
+    return _write(documents, folder / path.name)

@@ -177,7 +177,7 @@ def step(task: dsl.PipelineTask, name: str, *, trains: bool = False) -> dsl.Pipe
 def finish(spec: ir.Spec, kubernetes_spec: ir.Spec, platform: Platform) -> None:
     """Puts a cluster's settings into a compiled pipeline, and what the SDK cannot say: the choices of parameters.
 
-    A failed step is started again and resumes from its last checkpoint.
+    A failed step is started again and resumes from its last checkpoint. Settings may be put in again over the defaults.
 
     Args:
         spec: the first document of a compiled pipeline; it is changed.
@@ -192,7 +192,7 @@ def finish(spec: ir.Spec, kubernetes_spec: ir.Spec, platform: Platform) -> None:
     if "preset" in parameters:
         parameters["preset"]["literals"] = list(PRESETS)
     image = {
-        "defaultValue": platform.image or IMAGE,
+        "defaultValue": platform.image or parameters.get(IMAGE_PARAMETER, {}).get("defaultValue", IMAGE),
         "description": "Image that runs the steps; name it by digest where results must be repeated.",
         "isOptional": True,
         "parameterType": "STRING",

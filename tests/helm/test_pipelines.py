@@ -6,6 +6,7 @@ import yaml
 from helm_chart import CHART, ROOT, one, render
 
 from intern_pipelines.local import PIPELINES
+from intern_pipelines.platform import Platform
 
 GOLDEN = ROOT / "tests/golden"
 MAX_CONFIG_MAP_BYTES = 1_000_000
@@ -27,6 +28,17 @@ def test_pipelines_reach_the_job_as_they_are_compiled():
     job = one(render(), "Job", "-register")["spec"]["template"]["spec"]
     (mount,) = [m for m in job["containers"][0]["volumeMounts"] if m["name"] == "pipelines"]
     assert mount["mountPath"] == job["containers"][0]["args"][2]
+
+
+def test_a_clusters_settings_reach_the_job():
+    manifests = render("gpu")
+    job = one(manifests, "Job", "-register")["spec"]["template"]["spec"]["containers"][0]
+    (option,) = [word for word in job["args"] if word.startswith("--platform=")]
+    folder, _, name = option.removeprefix("--platform=").rpartition("/")
+    assert folder == job["args"][2]
+    settings = Platform.from_json(one(manifests, "ConfigMap", "-pipelines")["data"][name], at=name)
+    assert (settings.gpus, settings.node_selector) == (8, {"nvidia.com/gpu.product": "NVIDIA-H200"})
+    assert [toleration.key for toleration in settings.tolerations] == ["nvidia.com/gpu"]
 
 
 def test_a_release_puts_its_own_names_into_them():

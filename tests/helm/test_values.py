@@ -1,10 +1,14 @@
 """values.yaml, its schema and the README agree; a wrong value is refused in plain words."""
 
 import json
+import re
 
 import pytest
 import yaml
 from helm_chart import CHART, load_script, run_helm
+
+from intern_pipelines.platform import Platform, Toleration
+from intern_vision.errors import ConfigError
 
 TABLE = load_script("values_table")
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -28,6 +32,9 @@ REFUSED = {
     ),
     "mlflow.ingress.enabled=true": "mlflow.ingress.host: an Ingress needs its host name",
     "registration.mode=cr": "registration.mode: cr needs pipelines.kubeflow.org/v2beta1, which this cluster has not",
+    "registration.mode=none,registration.platform.gpus=8": "registration.platform: mode none does not put it into the",
+    "registration.platform.gpu=8": "registration.platform: Additional property gpu is not allowed",
+    "registration.platform.memory=4 GB": "registration.platform.memory: Does not match pattern",
     "security.runAsUser=0": "security.runAsUser: Must be greater than or equal to 1",
     "image.digest=sha256:12": "image.digest: Does not match pattern '^(sha256:[0-9a-f]{64})?$'",
     "kfp.apiUrl=ml-pipeline:8888": "kfp.apiUrl: Does not match pattern '^https?://",
@@ -61,7 +68,7 @@ def resolved(schema):
 def differences(values, schema, path=""):
     """Paths that only the values, or only the schema, know."""
     schema = resolved(schema)
-    if not isinstance(values, dict) or "properties" not in schema:
+    if not isinstance(values, dict) or not values or "properties" not in schema:
         return []
     found = [f"{path}{name}: not in the schema" for name in values.keys() - schema["properties"].keys()]
     missing = schema["properties"].keys() - values.keys() - {"global", "claims"}
@@ -74,6 +81,15 @@ def differences(values, schema, path=""):
 def test_schema_and_values_know_the_same_names():
     assert differences(VALUES, SCHEMA) == []
     assert SCHEMA["$schema"] == "http://json-schema.org/draft-07/schema#"
+
+
+def test_schema_knows_the_settings_of_a_platform_file():
+    schema = SCHEMA["properties"]["registration"]["properties"]["platform"]["properties"]
+    assert schema.keys() == Platform.model_fields.keys()
+    assert schema["tolerations"]["items"]["properties"].keys() == Toleration.model_fields.keys()
+    with pytest.raises(ConfigError, match="registration.platform: memory: expected a Kubernetes quantity"):
+        Platform.from_dict({"memory": "4 GB"}, at="registration.platform")
+    assert not re.fullmatch(schema["memory"]["pattern"], "4 GB") and re.fullmatch(schema["memory"]["pattern"], "1.5Gi")
 
 
 def test_schema_is_a_draft_7_schema_and_takes_the_defaults():

@@ -12,9 +12,10 @@ from running import INTERN, clean_environment, error_line, intern
 
 from intern_components.base import IMAGE
 from intern_pipelines import ir
-from intern_pipelines.compiled import compile_pipeline, write_objects
+from intern_pipelines.compiled import compile_pipeline, rewrite_all, write_objects
 from intern_pipelines.local import PIPELINES
-from intern_pipelines.platform import MLFLOW_SECRET, S3_SECRET, SETTINGS
+from intern_pipelines.platform import MLFLOW_SECRET, S3_SECRET, SETTINGS, Platform
+from intern_vision.errors import ConfigError
 from intern_vision.presets import PRESETS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -176,6 +177,34 @@ def test_image_comes_from_the_environment():
 
 def test_compiling_twice_in_one_process_gives_the_same():
     assert compile_pipeline("adapt") == compile_pipeline("adapt")
+
+
+SETTINGS_OF_A_CLUSTER = {
+    "gpus": 2,
+    "memory": "64Gi",
+    "shared_memory": "8Gi",
+    "node_selector": {"pool": "gpu"},
+    "tolerations": [{"key": "nvidia.com/gpu"}],
+    "pull_secrets": ["mirror"],
+    "labels": {"team": "vision"},
+    "deadline_s": 60,
+    "num_retries": 1,
+}
+
+
+def test_settings_are_put_into_what_is_compiled_as_while_compiling(compiled, tmp_path):
+    platform = Platform.from_dict(SETTINGS_OF_A_CLUSTER)
+    assert [path.stem for path in rewrite_all(compiled[0], tmp_path, platform)] == sorted(PIPELINES)
+    for name in PIPELINES:
+        assert documents([tmp_path], name) == compile_pipeline(name, platform)
+    own = (compiled[0] / "data.yaml").read_text().replace(IMAGE, "registry.example.org/intern:2")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/data.yaml").write_text(own)
+    rewrite_all(tmp_path / "own", tmp_path, Platform())
+    assert (tmp_path / "data.yaml").read_text() == own, "a file's image stays, and defaults change nothing"
+    (tmp_path / "own/data.yaml").write_text("a: 1")
+    with pytest.raises(ConfigError, match=r"own/data.yaml: expected a compiled pipeline; write it with intern compile"):
+        rewrite_all(tmp_path / "own", tmp_path, platform)
 
 
 def test_objects_hold_the_compiled_pipelines_and_schemas_of_the_server_take_them(compiled, tmp_path):

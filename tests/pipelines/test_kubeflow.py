@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_the_command_registers_a_folder(server, tmp_path):
     lines = [line.split() for line in shown.output.splitlines()]
     lines = [words for words in lines if words and words[0] == "new"]
     assert len(lines) == len(list(GOLDEN.iterdir())) and all(words[2].startswith("7-") for words in lines)
+    settings = tmp_path / "platform.json"
+    settings.write_text('{"gpus": 4}')
+    command = ["cluster", "register", str(folder), "--version=7", f"--platform={settings}"]
+    with serving(server) as url:
+        again = CliRunner().invoke(app, [*command, f"--kfp-url={url}", "--json"])
+    found = {each["pipeline"]: each for each in json.loads(again.stdout)["pipelines"]}
+    changed = {name for name, each in found.items() if each["is_new"]}
+    assert again.exit_code == 0 and changed == found.keys() - {"intern-data"}, "all whose steps train"
     empty = tmp_path / "empty"
     empty.mkdir()
     assert CliRunner().invoke(app, ["cluster", "register", str(empty), "--kfp-url=http://127.0.0.1:9"]).exit_code == 2

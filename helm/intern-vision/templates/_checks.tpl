@@ -42,6 +42,9 @@
 {{- if and (eq .Values.registration.mode "cr") (not (.Capabilities.APIVersions.Has "pipelines.kubeflow.org/v2beta1")) -}}
 {{- $faults = append $faults "registration.mode: cr needs pipelines.kubeflow.org/v2beta1, which this cluster has not; Kubeflow Pipelines keeps its pipelines in a database here, so set it to job" -}}
 {{- end -}}
+{{- if and .Values.registration.platform (ne .Values.registration.mode "job") -}}
+{{- $faults = append $faults (printf "registration.platform: mode %s does not put it into the pipelines; set registration.mode to job, or leave it empty and use intern compile --platform" .Values.registration.mode) -}}
+{{- end -}}
 {{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" (lookup "v1" "ConfigMap" .Release.Namespace "intern-settings" | default dict) -}}
 {{- if and $owner (ne $owner .Release.Name) -}}
 {{- $faults = append $faults (printf "release %q is in namespace %s already, and steps find their settings by one name: upgrade that release, or install into another namespace" $owner .Release.Namespace) -}}
