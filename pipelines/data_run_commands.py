@@ -91,8 +91,7 @@ def run(
             keep=keep,
             quiet=as_json,
         )
-        refs, folder = local_run.run_dir / "refs", out.with_name(f"{out.stem}-tasks")
-        tasks = _tasks(state_dir, refs / "annotate.json", folder) if question else []
+        tasks = _tasks(local_run, out.with_name(f"{out.stem}-tasks")) if question else []
         value, lines = _summary(local_run, out, report, tasks)
         show(value, lines, as_json)
 
@@ -117,14 +116,13 @@ def _addresses(files: Sequence[Path]) -> list[str]:
     return [ref.uri for path in files for ref in read_ref_file(path, "--against")]
 
 
-def _tasks(state_dir: Path, ref_file: Path, folder: Path) -> list[Path]:
+def _tasks(local_run: Any, folder: Path) -> list[Path]:
     """The tasks for people that the run's questions came to, copied into a folder."""
-    from intern_vision.annotate_commands import copy_tasks
-    from intern_vision.stage_command import reaching
-    from intern_vision.stages.base import read_ref
+    from intern_vision.data.annotation.files import LABELLING_FILE, TASKS_FILE
 
-    with reaching(state_dir, [ref_file]):
-        return copy_tasks(read_ref(ref_file).uri, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = local_run.results((TASKS_FILE, LABELLING_FILE), "annotate")
+    return [Path(shutil.copyfile(path, folder / path.name)) for path in found]
 
 
 def _summary(local_run: Any, out: Path, report: Path | None, tasks: list[Path]) -> tuple[dict[str, Any], list[str]]:

@@ -22,7 +22,7 @@ from intern_vision.console import StageProgress
 from intern_vision.errors import ConfigError, InternError, RetryableError
 from intern_vision.ref import Ref
 from intern_vision.service_state import make_private_folder, write_private
-from intern_vision.stages.base import read_ref
+from intern_vision.stages.base import read_record, read_ref
 from intern_vision.steps import STOP_FILE
 from intern_vision.store import join_uri, open_store
 from intern_vision.train.local_ranks import die_with_parent
@@ -31,6 +31,7 @@ RESULT_FILES = {
     "report": ("report.html", "table.json", "table.txt"),
     "export": ("registered.json",),
     "data_report": ("report.html", "summary.json"),
+    "annotate": ("tasks.json", "labelling.xml"),
 }
 KFP_FOLDER = "kfp"
 STOP_AFTER_S = 60.0
@@ -88,9 +89,8 @@ class LocalRun:
             self._check_config(resume)
             self._check_image()
             servers = containers.running if self.where == "docker" else services.running
-            with servers(self.state_dir, keep=keep) as running:
+            with servers(self.state_dir, keep=keep) as running, running.named():
                 self.servers = running
-                os.environ.update(running.environment())
                 track.replay(self.state_dir / "spool")
                 with track.Tracker.for_pipeline(self.name, self.state_dir / "spool") as tracker:
                     tracker.set_tags(
@@ -124,10 +124,12 @@ class LocalRun:
             if step not in self.steps():  # the benchmark registers nothing
                 continue
             uri = self.ref(step).uri
-            for name in names:
+            store = open_store(uri)
+            # A step that was asked for nothing passes its input on, which has none of them.
+            for name in read_record(store, uri).files.keys() & set(names):
                 target = self.run_dir / step / name
                 target.parent.mkdir(exist_ok=True)
-                open_store(uri).get(join_uri(uri, name), target)
+                store.get(join_uri(uri, name), target)
 
     def steps(self) -> list[str]:
         """Names of the steps that ended well."""

@@ -106,6 +106,21 @@ class Services:
                 environment[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))
         return environment
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Variables of this process that name the servers, for the length of a block."""
+        environment = self.environment()
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
 
 @dataclass(frozen=True)
 class Status:

@@ -88,18 +88,8 @@ def reaching(state_dir: Path, files: Iterable[Path | None]) -> Iterator[None]:
     if configured_endpoint() or not any(uri.startswith("s3://") for uri in uris):
         yield
         return
-    with services.running(state_dir, with_mlflow=False) as running:
-        environment = running.environment()
-        before = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+    with services.running(state_dir, with_mlflow=False) as running, running.named():
+        yield
 
 
 def read_ref_file(path: Path, at: str) -> tuple[Ref, ...]:

@@ -87,6 +87,26 @@ def test_captions_alone_make_a_dataset_of_captioned_rows(tmp_path):
     assert [row.key for row in dataset(tmp_path, rows[1:], source).rows] == ["b", "c"]
 
 
+def test_a_pool_that_nothing_is_known_of_gives_nothing_to_a_dataset_of_others(tmp_path):
+    pets = SourceInfo(
+        name="pets", uri="x", licence="CC0", tasks={"classify": Task(family="classify", class_names=("dog",))}
+    )
+    pool = SourceInfo(name="pool", uri="y")
+    rows = [
+        ManifestRow(key="a", uri="file:///a", source="pets", labels=("dog",)),
+        ManifestRow(key="b", uri="file:///b", source="pool"),
+        ManifestRow(key="c", uri="file:///c", source="pool", status="removed"),
+    ]
+    for order in ((pets, pool), (pool, pets)):
+        found = dataset(tmp_path, rows, *order)
+        assert [row.key for row in found.rows] == ["a"] and found.num_unlabelled == 1
+        assert found.info.name == "pets" and [source.name for source in found.info.sources] == ["pets"]
+    assert [row.key for row in dataset(tmp_path, rows, pets, pool, source="pool").rows] == ["b"]
+    told = [*rows[:1], ManifestRow(key="b", uri="file:///b", source="pool", caption="a dog")]
+    with pytest.raises(DataError, match="pets and pool do not both annotate the task classify"):
+        dataset(tmp_path, told, pets, pool)
+
+
 def test_rows_of_a_detection_set_need_boxes(tmp_path):
     source = SourceInfo(name="web", uri="x", tasks={"detect": Task(family="detect", class_names=("dog",))})
     rows = [

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+from helpers import commit_folder
 from running import LongRun, processes_of, seconds_until_gone
 
 from intern_pipelines.runner import RESULT_FILES, LocalRun
@@ -96,19 +97,21 @@ def test_results_are_found_by_step(tmp_path):
 
 def test_a_failed_run_keeps_what_it_finished(tmp_path):
     run = local_run(tmp_path)
-    store = tmp_path / "store"
+    made = tmp_path / "made"
     (run.run_dir / "refs").mkdir(parents=True)
-    store.mkdir()
+    made.mkdir()
     for name in RESULT_FILES["report"]:
-        (store / name).write_text(name)
+        (made / name).write_text(name)
     failures = [{"stage": "promote", "note": "does not pass", "exit_code": 2}]
     with pytest.raises(ConfigError, match=r"promote: does not pass \(log: [^,]*log.txt\)"):
         run._raise_failure(1, failures, [])
-    ref = REF.model_copy(update={"uri": store.as_uri()})
-    (run.run_dir / "refs" / "report.json").write_text(ref.to_json())
+    ref = commit_folder(f"file://{tmp_path}/store", "report", "report", "mine", made)
+    for step in ("report", "annotate"):  # the second was asked for nothing and passed its input on
+        (run.run_dir / "refs" / f"{step}.json").write_text(ref.to_json())
     with pytest.raises(ConfigError, match=r"promote: does not pass \(log: .*log.txt, report: .*report.html\)"):
         run._raise_failure(1, failures, [])
     assert (run.run_dir / "report" / "report.html").read_text() == "report.html"
+    assert not (run.run_dir / "annotate").exists()
 
 
 @pytest.mark.slow

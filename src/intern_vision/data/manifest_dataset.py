@@ -63,7 +63,8 @@ class ManifestDataset:
 
     A row is taken where it has what a training needs to be told: an annotation of a family of its dataset, and the
     boxes and concepts where the dataset has these families, for there is no value that means unknown. A dataset
-    without families takes all rows or, where any has a caption, those with one.
+    without families takes all rows or, where any has a caption, those with one. A source without annotations and
+    captions gives nothing to a dataset of others that have some, such as a pool that people are still asked about.
 
     Attributes:
         info: the dataset's description, still without counts.
@@ -100,7 +101,10 @@ class ManifestDataset:
         known = {each.name: each for each in manifest.sources}
         if source and source not in known:
             raise ConfigError(f"source: the manifest has {', '.join(known) or 'none'}, not {source!r}")
-        self._sources = [known[source]] if source else _present(path, known)
+        present = [known[source]] if source else _present(path, known)
+        mute = _mute(path, present)
+        self._mute = {each.name for each in mute} if len(mute) < len(present) else set()
+        self._sources = [each for each in present if each.name not in self._mute]
         self.tasks, self._indices = _joined_tasks(self._sources, unions or {})
         self.num_unlabelled = 0
         self.rows, origins = self._plan()
@@ -154,11 +158,11 @@ class ManifestDataset:
         first: dict[bytes, str] = {}
         rows: list[PlannedRow] = []
         classes: list[tuple[int, ...]] = []
-        caption_only = not self.tasks and self._has_captions(by_name)
+        caption_only = not self.tasks and bool(_captioned(self._path) & by_name.keys())
         for row in iter_rows(self._path, _PLAN_COLUMNS):
-            if row["status"] != "ok" or row["source"] not in by_name:
+            if row["status"] != "ok" or row["source"] not in by_name.keys() | self._mute:
                 continue
-            if not self._is_labelled(row, caption_only):
+            if row["source"] in self._mute or not self._is_labelled(row, caption_only):
                 self.num_unlabelled += 1
                 continue
             origin = (row["source"], row["licence"] or by_name[row["source"]].licence)
@@ -183,10 +187,6 @@ class ManifestDataset:
             for (name, licence), number in origins.items()
         )
         return rows, infos
-
-    def _has_captions(self, names: Mapping[str, SourceInfo]) -> bool:
-        rows = iter_rows(self._path, ("caption", "source", "status"))
-        return any(row["caption"] and row["status"] == "ok" and row["source"] in names for row in rows)
 
     def _is_labelled(self, row: Mapping[str, Any], caption_only: bool) -> bool:
         if not self.tasks:
@@ -272,6 +272,19 @@ def _present(path: Path, known: Mapping[str, SourceInfo]) -> list[SourceInfo]:
     if strange:
         raise DataError(f"{path.name}: rows of source {strange[0]!r}, which manifest.json does not list; ingest anew")
     return [source for name, source in known.items() if name in found]
+
+
+def _captioned(path: Path) -> set[str]:
+    """Names of the sources of which a usable row has a caption."""
+    rows = iter_rows(path, ("caption", "source", "status"))
+    return {row["source"] for row in rows if row["caption"] and row["status"] == "ok"}
+
+
+def _mute(path: Path, sources: Sequence[SourceInfo]) -> list[SourceInfo]:
+    """Those from which nothing can be learned: they have neither annotations nor captions."""
+    found = [source for source in sources if not source.tasks]
+    captioned = _captioned(path) if found else set()
+    return [source for source in found if source.name not in captioned]
 
 
 def _joined_tasks(
