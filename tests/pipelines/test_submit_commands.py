@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,11 @@ def test_interrupt_leaves_the_run_alone(server, tmp_path):
     server.states = ["RUNNING"]
     environment = clean_environment(INTERN_KFP_URL=os.environ["INTERN_KFP_URL"], HOME=str(tmp_path))
     process = subprocess.Popen(
-        [INTERN, "submit", INTERN_FILE, "--wait"], env=environment, stderr=subprocess.PIPE, text=True
+        [INTERN, "submit", INTERN_FILE, "--wait"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     lines = [process.stderr.readline(), process.stderr.readline()]
     while "state" not in server.runs["run-1"]:

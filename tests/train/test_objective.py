@@ -41,11 +41,11 @@ def test_each_head_gives_its_own_losses_times_its_weight():
     losses, _ = objective(batch)
     features = objective.model(batch["image_BCHW"])
     expected = {
-        f"{name}/{loss}": (3.0 if name == "depth" else 1.0) * float(value)
+        f"{name}/{loss}": (3.0 if name == "depth" else 1.0) * value.item()
         for name, head in objective.model.heads.items()
         for loss, value in head.losses(head(features), batch).items()
     }
-    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
     assert {name.split("/")[0] for name in losses} == {"multilabel", "depth"}
 
 
