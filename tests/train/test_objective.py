@@ -80,8 +80,8 @@ def test_cached_features_give_the_losses_of_the_images():
     cached = CachedFeaturesObjective(objective.model).eval()
     rows = {f"map_{level}": map_BCHW for level, map_BCHW in enumerate(features.maps)} | {"vector": features.vector_BD}
     losses, _ = cached({**rows, **{name: value for name, value in batch.items() if name != "image_BCHW"}})
-    assert {k: float(v) for k, v in losses.items()} == pytest.approx(
-        {k: float(v) for k, v in expected.items()}, rel=1e-4
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=1e-4
     )
 
 
