@@ -302,6 +302,10 @@ def train_on_ranks(folder: Path, index_to_poison: int) -> dict[str, Any]:
             found[f"{kind}{zero_stage}_losses"] = [event["metrics"]["loss"] for event in events]
             torch.save(weights, folder / f"{kind}{zero_stage}-{rank}.pt")
     joint_gradients(folder)
+    # What was allocated and never written is NaN then, not what the memory happens to hold.
+    torch.use_deterministic_algorithms(True)
+    found["unwritten"] = error_of(toy_job("mean", zero_stage=3))
+    torch.use_deterministic_algorithms(False)
     found["poisoned"] = error_of(toy_job("mean", PoisonedSource(index_to_poison), log_every=6))
     return found
 

@@ -71,6 +71,10 @@ def test_two_ranks_equal_one_with_the_joint_batch(two_ranks, kind, zero_stage):
         assert_close(torch.load(folder / f"{kind}{zero_stage}-{rank}.pt"), weights_of(job))
 
 
+def test_padding_of_a_part_is_no_weight(two_ranks):
+    assert [rank["unwritten"] for rank in two_ranks[1]] == [{}, {}]
+
+
 def test_two_ranks_of_an_amateur_have_the_gradients_of_the_joint_batch(two_ranks, tmp_path):
     folder, _ = two_ranks
     start_distributed()

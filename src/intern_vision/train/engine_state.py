@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intern_vision.errors import CheckpointError
-from intern_vision.train.ema import WeightAverage, release
+from intern_vision.train.ema import WeightAverage, local_part, release
 
 SHARD_BYTES = 2**30
 WEIGHT, MOMENTS, STEP, AVERAGE, BUFFER = "weight", ("exp_avg", "exp_avg_sq"), "step", "average", "buffer"
@@ -82,6 +82,17 @@ class EngineState:
                 if self._average is not None:
                     average = files.read(f"{AVERAGE}/{name}") if f"{AVERAGE}/{name}" in files else weight
                     self._write_part(parameter, [self._average.parts[name]], average, like_weight=True)
+
+    def is_finite(self) -> bool:
+        """Whether all trained weights are; under ZeRO stage 3 this rank's part of them."""
+        # An infinite or NaN element makes the sum so; one number a tensor is moved instead of a mask.
+        parts = [self._held(p).float().sum() for p in self._engine.module.parameters() if p.requires_grad]
+        return bool(torch.stack(parts).isfinite().all())
+
+    def _held(self, parameter: Any) -> Tensor:
+        """What this rank holds of a weight: whole, or its part, whose padding DeepSpeed never writes, without that."""
+        part = local_part(parameter).detach()
+        return part[: self._range(parameter)[1]] if self._zero_stage == 3 else part
 
     def _shards(self) -> Iterator[list[str]]:
         names: list[str] = []

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intern_vision.config import changed_fields
 from intern_vision.data.loader import Source, make_loader
 from intern_vision.errors import CheckpointError, ConfigError, RetryableError, TrainingError
 from intern_vision.train.checkpoint import Checkpoints
-from intern_vision.train.ema import WeightAverage, local_part
+from intern_vision.train.ema import WeightAverage
 from intern_vision.train.engine import set_progress, start_engine
 from intern_vision.train.engine_state import EngineState
 from intern_vision.train.guard import DivergenceGuard
@@ -184,7 +184,7 @@ class Trainer:
 
     def _report(self, done: int, interval: Interval) -> bool:
         """Agrees over the ranks on faults, means and stopping; returns whether to stop."""
-        if not _is_finite(self.engine.module):
+        if not self._state.is_finite():
             interval.mark_bad(done - 1)
         means, bad_step, largest_loss, stop = interval.reduce(self.context)
         if bad_step >= 0:
@@ -318,13 +318,6 @@ class Trainer:
         if self.context.local_rank == 0:
             shutil.rmtree(local_dir)
         return state
-
-
-def _is_finite(module: nn.Module) -> bool:
-    """Whether all trained weights are; under ZeRO stage 3 this rank's part of them."""
-    parts = [local_part(p).detach() for p in module.parameters() if p.requires_grad]
-    # An infinite or NaN element makes the sum so; one number a tensor is moved instead of a mask.
-    return bool(torch.stack([part.float().sum() for part in parts]).isfinite().all())
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
