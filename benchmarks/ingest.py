@@ -25,6 +25,7 @@ from benchmarks.measure import Figure, Settings, hardware, interleave, median_ra
 from intern_vision.data.codec import decode_image, encode_jpeg
 from intern_vision.events import listening
 from intern_vision.ref import Ref
+from intern_vision.services import variables
 from intern_vision.stages.base import Inputs, run_stage
 from intern_vision.stages.ingest import Config
 
@@ -68,17 +69,9 @@ def bare_loop(paths: list[Path]) -> None:
 @contextmanager
 def local_store(folder: Path) -> Iterator[None]:
     """The stage's store and state in a folder, its progress unheard."""
-    before = {name: os.environ.get(name) for name in ("INTERN_STORE", "INTERN_STATE")}
-    os.environ |= {"INTERN_STORE": f"file://{folder}/store", "INTERN_STATE": f"{folder}/state"}
-    try:
-        with listening(lambda event: None):
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    own = {"INTERN_STORE": f"file://{folder}/store", "INTERN_STATE": f"{folder}/state"}
+    with variables(own), listening(lambda event: None):
+        yield
 
 
 def take_up(source: Path, number: int) -> None:
