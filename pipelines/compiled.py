@@ -119,6 +119,6 @@ def _rewrite(path: Path, folder: Path, platform: Platform) -> Path:
     try:
         spec, kubernetes_spec = documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
         finish(spec, kubernetes_spec, platform)
-    except (KeyError, TypeError, UnicodeDecodeError, ValueError, yaml.YAMLError):
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError, yaml.YAMLError):
         raise ConfigError(f"{path}: expected a compiled pipeline; write it with intern compile") from None
     return _write(documents, folder / path.name)

@@ -177,7 +177,8 @@ def step(task: dsl.PipelineTask, name: str, *, trains: bool = False) -> dsl.Pipe
 def finish(spec: ir.Spec, kubernetes_spec: ir.Spec, platform: Platform) -> None:
     """Puts a cluster's settings into a compiled pipeline, and what the SDK cannot say: the choices of parameters.
 
-    A failed step is started again and resumes from its last checkpoint. Settings may be put in again over the defaults.
+    A failed step is started again and resumes from its last checkpoint. Settings may be put in again, over the same or
+    over the defaults.
 
     Args:
         spec: the first document of a compiled pipeline; it is changed.
@@ -261,6 +262,7 @@ def _add_training(container: ir.Spec, platform: Platform) -> None:
     if platform.gpus:
         resources["accelerator"] = {"resourceType": platform.gpu_type, "resourceCount": str(platform.gpus)}
         # A run parameter could not set it: the server resolves none in variables.
-        container.setdefault("env", []).append({"name": "INTERN_NUM_RANKS", "value": str(platform.gpus)})
+        others = [each for each in container.get("env", ()) if each["name"] != "INTERN_NUM_RANKS"]
+        container["env"] = [*others, {"name": "INTERN_NUM_RANKS", "value": str(platform.gpus)}]
     if resources:
         container["resources"] = resources

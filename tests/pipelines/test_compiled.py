@@ -197,14 +197,21 @@ def test_settings_are_put_into_what_is_compiled_as_while_compiling(compiled, tmp
     assert [path.stem for path in rewrite_all(compiled[0], tmp_path, platform)] == sorted(PIPELINES)
     for name in PIPELINES:
         assert documents([tmp_path], name) == compile_pipeline(name, platform)
+    (tmp_path / "again").mkdir()
+    rewrite_all(tmp_path, tmp_path / "again", platform)
+    for name in PIPELINES:
+        assert documents([tmp_path / "again"], name) == documents([tmp_path], name), "no variable is there twice"
     own = (compiled[0] / "data.yaml").read_text().replace(IMAGE, "registry.example.org/intern:2")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/data.yaml").write_text(own)
     rewrite_all(tmp_path / "own", tmp_path, Platform())
     assert (tmp_path / "data.yaml").read_text() == own, "a file's image stays, and defaults change nothing"
-    (tmp_path / "own/data.yaml").write_text("a: 1")
-    with pytest.raises(ConfigError, match=r"own/data.yaml: expected a compiled pipeline; write it with intern compile"):
-        rewrite_all(tmp_path / "own", tmp_path, platform)
+    for text in ("a: 1", "root: x\ncomponents: {}\n---\na: 1", "- 1\n---\n- 2", "{"):
+        (tmp_path / "own/data.yaml").write_text(text)
+        with pytest.raises(
+            ConfigError, match=r"own/data.yaml: expected a compiled pipeline; write it with intern comp"
+        ):
+            rewrite_all(tmp_path / "own", tmp_path, platform)
 
 
 def test_objects_hold_the_compiled_pipelines_and_schemas_of_the_server_take_them(compiled, tmp_path):
