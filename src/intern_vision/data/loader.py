@@ -87,9 +87,10 @@ class _OpenShard:
         """
         return os.pread(self._fd, num_bytes, start)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # An argument, because modules may be gone already where the interpreter ends with a reader alive.
         if hasattr(self, "_fd"):
-            os.close(self._fd)
+            close(self._fd)
 
 
 class ShardCache:
