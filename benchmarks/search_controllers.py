@@ -2,8 +2,8 @@
 
 Shared weights are trained once; then every controller searches with them under several seeds. Some trials are also
 trained from scratch, to see how well the shared weights rank genotypes. One controller searches once more with short
-trainings in place of shared weights, for quality alone within the template's cost; what it finds and the template are
-then trained from scratch with equal steps on other images.
+trainings in place of shared weights, for quality alone within the template's cost, and trains its finalists for longer;
+what it finds and the template are then trained from scratch with equal steps on other images.
 """
 
 import argparse
@@ -135,15 +135,30 @@ def run_controllers(arguments: argparse.Namespace, scores: Scores) -> list[dict[
 
 def search_by_training(arguments: argparse.Namespace, task: ProxyTask, seed: int) -> dict[str, Any]:
     """One search that trains its candidates, for the best quality that costs no more than the template."""
-    config = search_config(arguments, seed, arguments.finalist, arguments.proxy_steps)
-    config = config.with_overrides({"cost_exponent": 0.0, "num_trials": arguments.proxy_trials})
-    evaluator = ProxyEvaluator(task, config.trainer, seed, lambda job: Trainer(job, RankContext()).train())
+    config = search_config(arguments, seed, arguments.searcher, arguments.proxy_steps)
+    changes = {"cost_exponent": 0.0, "num_trials": arguments.proxy_trials, "finalist_steps": arguments.final_steps}
+    config = config.with_overrides(changes)
     found = search.make_search(config)
-    started = time.process_time()
+
+    def evaluator(settings: search.Config) -> ProxyEvaluator:
+        return ProxyEvaluator(task, settings.trainer, settings.seed, lambda job: Trainer(job, RankContext()).train())
+
+    started, trials = time.process_time(), evaluator(config)
     while len(found.trials) < config.num_trials:
-        found.tell(evaluator.quality(found.candidates()[0].genotype))
+        found.tell(trials.quality(found.candidates()[0].genotype))
         print(f"seed {seed} trial {len(found.trials)}: {found.trials[-1]['quality']:.4f}", flush=True)
-    return {"trials": found.trials, "genotype": found.best["genotype"], "cpu_s": time.process_time() - started}
+    finals, longer = [], evaluator(search.finals_config(config))
+    for place in found.finalists(arguments.num_finalists):
+        quality = longer.quality(Genotype.from_dict(found.trials[place]["genotype"]))
+        finals.append(found.final(place, quality))
+        print(f"seed {seed} finalist {finals[-1]}", flush=True)
+    best = max(finals, key=lambda final: final["reward"])
+    return {
+        "trials": found.trials,
+        "finals": finals,
+        "genotype": found.trials[best["trial"]]["genotype"],
+        "cpu_s": time.process_time() - started,
+    }
 
 
 def train_from_scratch(
@@ -189,8 +204,9 @@ def main() -> None:
     parser.add_argument("--num-ranked", type=int, default=8, help="genotypes trained to check the ranking")
     parser.add_argument("--proxy-steps", type=int, default=100, help="steps of those trainings")
     parser.add_argument("--proxy-trials", type=int, default=24, help="candidates of the search by training")
+    parser.add_argument("--num-finalists", type=int, default=6, help="of them, trained for --final-steps")
     parser.add_argument("--final-steps", type=int, default=400, help="steps of the trainings from scratch")
-    parser.add_argument("--finalist", default="tpe", choices=CONTROLLERS, help="who searches by training")
+    parser.add_argument("--searcher", default="tpe", choices=CONTROLLERS, help="who searches by training")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds")
     parser.add_argument("--folder", type=Path, default=Path("search_controllers"), help="for weights and figures")
     arguments = parser.parse_args()

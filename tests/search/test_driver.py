@@ -97,8 +97,32 @@ def test_picture_is_the_same_png_for_the_same_trials():
     for _ in range(2):
         search = make_search("random")
         run(search, 5)
-        pictures.append(draw_trials(search))
+        pictures.append(draw_trials(search, 2))
     assert pictures[0] == pictures[1] and pictures[0].startswith(b"\x89PNG")
     one = make_search("random")
     run(one, 1)
-    assert draw_trials(one) != pictures[0]
+    assert draw_trials(one, 0) != pictures[0]
+    assert draw_trials(search, 2, finalists=(2, 4)) != pictures[0]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4, 9])
+def test_finalists_are_the_best_and_the_template(number):
+    search = make_search("random")
+    for quality in (0.3, 0.6, 0.2, 0.9, 0.5):
+        search.candidates()
+        search.tell(quality)
+    ranked = sorted(range(5), key=lambda place: -search.trials[place]["reward"])
+    found = search.finalists(number)
+    assert len(found) == len(set(found)) == min(number, 5)
+    assert number == 0 or 0 in found, "the template is the first trial"
+    assert [place for place in found if place != 0] == [place for place in ranked[: len(found)] if place != 0][
+        : len(found) - 1
+    ]
+
+
+def test_a_finalist_is_rewarded_for_its_longer_training():
+    search = make_search("random")
+    run(search, 3)
+    cost = search.trials[2]["num_macs"]
+    expected = {"trial": 2, "num_macs": cost, "quality": 0.7, "reward": 0.7 * (cost / TARGET) ** -0.07}
+    assert search.final(2, 0.7) == pytest.approx(expected)

@@ -95,6 +95,33 @@ def test_a_killed_search_goes_on_and_repeats_no_trial(undisturbed, world, tmp_pa
 
 
 @pytest.mark.slow
+def test_finalists_decide_and_are_not_trained_again(undisturbed, world, tmp_path):
+    config = config_of(num_finalists=3, finalist_steps=4)
+    inputs = {"data": (world.upstream,)}
+    run = StageProcess(tmp_path, "search", config, inputs, "finals", 1, world.environment)
+    run.wait_until(lambda: any(e["total"] == 7 and e["done"] == 5 for e in run.events("step")))
+    run.process.kill()
+    run.finish()
+    store = open_store(world.store_root)
+    (uri,) = {file.uri for file in store.list(f"{world.store_root}/search") if file.uri.endswith(search.FINALS_FILE)}
+    known = json.loads(store.read(uri))
+    assert 1 <= len(known) < 3
+    ref = run_stage("search", config, Inputs(inputs), name="finals")
+    folder, record = fetch(store, ref, tmp_path / "fetched"), read_record(store, ref.uri)
+    trials, finals = trials_of(folder), json.loads((folder / search.FINALS_FILE).read_text())
+    assert [trial["genotype"] for trial in trials] == [trial["genotype"] for trial in trials_of(undisturbed[0])]
+    assert finals[: len(known)] == known
+    places = [final["trial"] for final in finals]
+    assert len(set(places)) == 3 and 0 in places
+    assert all(final["quality"] != trials[final["trial"]]["quality"] for final in finals), "they were trained longer"
+    best = max(finals, key=lambda final: final["reward"])
+    assert record.facts["best_trial"] == best["trial"] and record.facts["best_quality"] == best["quality"]
+    assert record.facts["num_finalists"] == 3
+    genotype = Genotype.from_json((folder / search.GENOTYPE_FILE).read_text())
+    assert genotype == Genotype.from_dict(trials[best["trial"]]["genotype"])
+
+
+@pytest.mark.slow
 def test_shared_weights_are_trained_once_and_score_all_candidates(world, tmp_path):
     trainer = trainer_config(num_steps=3, checkpoint_every=0)
     config = config_of(evaluator="supernet", controller="ppo", num_trials=5, trainer=trainer, num_calibration_batches=1)
@@ -143,6 +170,8 @@ def test_rounds_of_steps_end_in_the_same_search(world, tmp_path, monkeypatch):
 def test_faults_are_named():
     with pytest.raises(ConfigError, match="template must be one of nano"):
         config_of().with_overrides({"template": "giant"})
+    with pytest.raises(ConfigError, match="finalist_steps must be above 0 where there are num_finalists"):
+        config_of().with_overrides({"num_finalists": 2})
     with pytest.raises(ConfigError, match="number: expected less than search.round_size 4, got 4"):
         search_round.step_config(config_of(), "search_trial", "4")
     with pytest.raises(ConfigError, match="search.evaluator: expected proxy"):

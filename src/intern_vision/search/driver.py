@@ -99,6 +99,25 @@ class Search:
         """The trial of highest reward."""
         return max(self.trials, key=lambda trial: trial["reward"])
 
+    def finalists(self, number: int) -> list[int]:
+        """Places of the trials of highest reward, best first; the template's is always one of them if it is a trial.
+
+        So whoever trains them for longer and takes the best does not end with less than the template.
+        """
+        places = sorted(range(len(self.trials)), key=lambda place: -self.trials[place]["reward"])
+        template = self.space.template.to_dict()
+        own = next((place for place in places if self.trials[place]["genotype"] == template), None)
+        found = places[:number]
+        if found and own is not None and own not in found:
+            found[-1] = own
+        return found
+
+    def final(self, place: int, quality: float) -> dict[str, Any]:
+        """What is known of a finalist after its longer training, which gave ``quality``."""
+        trial = self.trials[place]
+        reward = self.reward(quality, trial["num_macs"])
+        return {"trial": place, "num_macs": trial["num_macs"], "quality": quality, "reward": reward}
+
     def _next(self) -> Candidate:
         if not self._has_started:
             self._has_started = True

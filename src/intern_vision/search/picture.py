@@ -1,6 +1,7 @@
 """The picture of a search: quality against cost of every trial."""
 
 import io
+from collections.abc import Sequence
 
 from intern_vision.search.driver import Search
 from intern_vision.search.reward import pareto_front
@@ -9,10 +10,15 @@ SIZE_INCHES = (6.4, 4.2)
 RESOLUTION_DPI = 130
 
 
-def draw_trials(search: Search) -> bytes:
+def draw_trials(search: Search, chosen: int, finalists: Sequence[int] = ()) -> bytes:
     """PNG bytes of all trials, the front of those that no other is cheaper and better than, template and choice.
 
     Colours are Okabe and Ito's, told apart by shape as well.
+
+    Args:
+        search: with all its trials.
+        chosen: place of the trial whose genotype is the result.
+        finalists: places of the trials that were trained again.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,17 +37,26 @@ def draw_trials(search: Search) -> bytes:
     cap = target * search.reward.max_ratio
     axes.axvline(cap, color="grey", linestyle="--", linewidth=1, label=f"cap, {cap:.1f} M")
     template = next((i for i, trial in enumerate(trials) if _is_template(search, trial)), None)
-    best = trials.index(search.best)
     if template is not None:
         axes.scatter(
             macs[template], quality[template], marker="s", s=70, c="none", edgecolors="black", label="template"
         )
+    if finalists:
+        axes.scatter(
+            [macs[i] for i in finalists],
+            [quality[i] for i in finalists],
+            s=90,
+            c="none",
+            edgecolors="#009E73",
+            label="finalist",
+        )
     axes.scatter(
-        macs[best], quality[best], marker="*", s=150, c="#D55E00", edgecolors="black", label="chosen", zorder=3
+        macs[chosen], quality[chosen], marker="*", s=150, c="#D55E00", edgecolors="black", label="chosen", zorder=3
     )
     axes.set_xlabel("multiply-adds an image, millions")
     axes.set_ylabel("quality (1 - validation error)")
-    axes.set_title(f"{len(trials)} trials, best reward {search.best['reward']:.3f}", fontsize=10)
+    decided = f"{len(finalists)} finalists decide" if finalists else f"best reward {trials[chosen]['reward']:.3f}"
+    axes.set_title(f"{len(trials)} trials, {decided}", fontsize=10)
     axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.25)
     target_file = io.BytesIO()

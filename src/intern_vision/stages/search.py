@@ -4,6 +4,8 @@ The reward is MnasNet's, quality x (cost / target)^-0.07 (arXiv 1807.11626), wit
 the validation score of a short training of each candidate, or of its slice of shared weights that are trained once.
 Trials are kept in the store one by one, so a search that was stopped goes on where it was.
 
+The best trials may be trained once more for longer, as finalists; then these trainings decide.
+
 Given the inputs ``round`` and ``results``, the stage takes the trials from there: the rounds of a pipeline, whose
 candidates were evaluated by steps of their own, end in it.
 """
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from intern_vision.train.workspace import Workspace
 
 TRIALS_FILE = "trials.json"
+FINALS_FILE = "finals.json"
 GENOTYPE_FILE = "genotype.json"
 PICTURE_FILE = "pareto.png"
 TRIAL_FILE = "trial.json"
@@ -63,6 +66,9 @@ class Config(base.Config):
         num_calibration_batches: batches for a candidate's BatchNorm statistics in the supernet.
         max_macs_ratio: largest cost over the template's; dearer candidates are not evaluated.
         cost_exponent: exponent of the cost in the reward.
+        num_finalists: best trials that are trained again from other fresh weights, the template among them, and
+            decide; 0 lets the trials decide.
+        finalist_steps: steps of those trainings.
         family: the task of the training.
         trainer: the training of each candidate, or of the supernet.
         augment: how its images are changed.
@@ -79,15 +85,21 @@ class Config(base.Config):
     num_calibration_batches: int = Field(default=2, ge=1)
     max_macs_ratio: float = Field(default=1.0, gt=0)
     cost_exponent: float = Field(default=-0.07, le=0)
+    num_finalists: int = Field(default=0, ge=0)
+    finalist_steps: int = Field(default=0, ge=0)
     family: Family = "multilabel"
     trainer: TrainerConfig
     augment: AugmentConfig
     seed: int = Field(default=0, ge=0)
 
     def faults(self) -> list[str]:
-        """The template must be known."""
-        known = ", ".join(GENOTYPES)
-        return [] if self.template in GENOTYPES else [f"template must be one of {known}, got {self.template!r}"]
+        """The template must be known, and finalists need steps."""
+        faults = []
+        if self.template not in GENOTYPES:
+            faults.append(f"template must be one of {', '.join(GENOTYPES)}, got {self.template!r}")
+        if self.num_finalists and not self.finalist_steps:
+            faults.append("finalist_steps must be above 0 where there are num_finalists")
+        return faults
 
 
 def make_search(config: Config) -> Search:
@@ -105,20 +117,22 @@ def make_search(config: Config) -> Search:
 def run(config: Config, inputs: Inputs, context: StageContext) -> Ref:
     """Searches on the input ``data``.
 
-    The result's folder holds ``genotype.json``, ``trials.json`` and ``pareto.png``.
+    The result's folder holds ``genotype.json``, ``trials.json`` and ``pareto.png``, and with finalists
+    ``finals.json``.
     """
     search = make_search(config)
     trials_uri = join_uri(context.output_uri, TRIALS_FILE)
     given = earlier_trials(inputs, context)
-    search.replay((given or _known_trials(context, trials_uri))[: config.num_trials])
+    search.replay((given or _known_list(context, trials_uri))[: config.num_trials])
+    num_evaluations = config.num_trials + min(config.num_finalists, config.num_trials)
     if len(search.trials) < config.num_trials:
         evaluator = make_evaluator(config, inputs, context, search)
         context.progress.restart_clock(len(search.trials))
     while len(search.trials) < config.num_trials:
         trial = search.tell(evaluator.quality(search.candidates()[0].genotype))
         context.store.put(json.dumps(search.trials).encode(), trials_uri)
-        context.progress.step(len(search.trials), config.num_trials, f"reward {trial['reward']:.4f}")
-    return _conclude(config, search, context)
+        context.progress.step(len(search.trials), num_evaluations, f"reward {trial['reward']:.4f}")
+    return _conclude(config, search, _train_finalists(config, inputs, context, search), context)
 
 
 def build(config: Config, workspace: "Workspace") -> "TrainJob":
@@ -147,6 +161,12 @@ def make_evaluator(config: Config, inputs: Inputs, context: StageContext, search
     )
 
 
+def finals_config(config: Config) -> Config:
+    """The settings of the finalists' trainings: longer, and with other random numbers than the trials'."""
+    trainer = config.trainer.with_overrides({"num_steps": config.finalist_steps, "seed": config.trainer.seed + 1})
+    return config.with_overrides({"evaluator": "proxy", "trainer": trainer.to_dict(), "seed": config.seed + 1})
+
+
 def earlier_trials(inputs: Inputs, context: StageContext) -> list[dict[str, Any]]:
     """Trials of the rounds before: those that the input ``round`` knew, and its candidates' ``results``."""
     before = inputs.optional("round")
@@ -162,7 +182,24 @@ def _task(config: Config, store: Store, inputs: Inputs, cache_dir: Path) -> "Pro
     return ProxyTask(store, inputs.one("data").uri, cache_dir, config.family, config.augment)
 
 
-def _known_trials(context: StageContext, uri: str) -> list[dict[str, Any]]:
+def _train_finalists(config: Config, inputs: Inputs, context: StageContext, search: Search) -> list[dict[str, Any]]:
+    """The finalists' results; those of an earlier attempt are not trained again."""
+    uri = join_uri(context.output_uri, FINALS_FILE)
+    places = search.finalists(config.num_finalists)
+    finals = _known_list(context, uri)
+    if len(finals) < len(places):
+        evaluator = make_evaluator(finals_config(config), inputs, context, search)
+        context.progress.restart_clock(len(search.trials) + len(finals))
+    for place in places[len(finals) :]:
+        genotype = Genotype.from_dict(search.trials[place]["genotype"])
+        finals.append(search.final(place, evaluator.quality(genotype)))
+        context.store.put(json.dumps(finals).encode(), uri)
+        done, reward = len(search.trials) + len(finals), finals[-1]["reward"]
+        context.progress.step(done, len(search.trials) + len(places), f"finalist's reward {reward:.4f}")
+    return finals
+
+
+def _known_list(context: StageContext, uri: str) -> list[dict[str, Any]]:
     try:
         return json.loads(context.store.read(uri))
     except MissingObjectError:
@@ -189,21 +226,28 @@ def _supernet_path(config: Config, context: StageContext) -> Path:
     return path
 
 
-def _conclude(config: Config, search: Search, context: StageContext) -> Ref:
+def _conclude(config: Config, search: Search, finals: list[dict[str, Any]], context: StageContext) -> Ref:
     from intern_vision.search.picture import draw_trials
 
-    best, reward = search.best, search.reward
-    (context.output_dir / GENOTYPE_FILE).write_text(Genotype.from_dict(best["genotype"]).to_json())
+    reward = search.reward
+    # A finalist's result has quality and reward, as a trial has; `trial` says whose they are.
+    best = max(finals, key=lambda final: final["reward"]) if finals else search.best
+    place = best["trial"] if finals else search.trials.index(best)
+    chosen = search.trials[place]
+    (context.output_dir / GENOTYPE_FILE).write_text(Genotype.from_dict(chosen["genotype"]).to_json())
     (context.output_dir / TRIALS_FILE).write_text(json.dumps(search.trials, indent=1))
-    (context.output_dir / PICTURE_FILE).write_bytes(draw_trials(search))
+    if finals:
+        (context.output_dir / FINALS_FILE).write_text(json.dumps(finals, indent=1))
+    (context.output_dir / PICTURE_FILE).write_bytes(draw_trials(search, place, [final["trial"] for final in finals]))
     points = [(reward.ratio(trial["num_macs"]), trial["quality"]) for trial in search.trials]
     context.facts |= {
         "num_trials": len(search.trials),
-        "best_trial": search.trials.index(best),
+        "num_finalists": len(finals),
+        "best_trial": place,
         "best_reward": best["reward"],
         "best_quality": best["quality"],
         "hypervolume": hypervolume(points, reward.max_ratio),
-        "num_macs": best["num_macs"],
-        "num_parameters": best["num_parameters"],
+        "num_macs": chosen["num_macs"],
+        "num_parameters": chosen["num_parameters"],
     }
     return context.commit("genotype", f"genotype-{config.template}")
