@@ -64,7 +64,7 @@ def test_means_and_deviations_are_those_of_the_runs_own_figures():
     for reading in ("mean_of_reductions", "reduction_of_mean"):
         values = [getattr(table.families[0].reductions[name], reading) for table in found.values()]
         assert getattr(classify, reading)[name].mean == pytest.approx(statistics.mean(values))
-    assert joined.wins[name].values == (4.0, 4.0, 4.0)
+    assert joined.wins[name].values == (4.0, 4.0, 4.0) and joined.wins[name].unit == "sets"
 
 
 def test_order_is_that_of_the_runs_and_the_json_keeps_everything():

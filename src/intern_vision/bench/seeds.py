@@ -54,7 +54,7 @@ class Spread(Config):
         values: one a run, ``None`` where the run has none.
         mean: over the values there are; ``None`` without any.
         std: standard deviation of the sample; ``None`` below two values.
-        unit: of all of them, ``m`` where an error is in metres.
+        unit: of all of them, ``m`` where an error is in metres and ``sets`` where sets are counted.
     """
 
     values: tuple[float | None, ...]
@@ -112,13 +112,14 @@ class SeedTable(Config):
     wins: dict[str, Spread]
 
 
-def spread_of(values: Sequence[float | None]) -> Spread:
+def spread_of(values: Sequence[float | None], unit: str = "%") -> Spread:
     """Mean and standard deviation of the values that are there."""
     known = [value for value in values if value is not None]
     return Spread(
         values=tuple(values),
         mean=statistics.fmean(known) if known else None,
         std=statistics.stdev(known) if len(known) > 1 else None,
+        unit=unit,
     )
 
 
@@ -168,7 +169,9 @@ def combine(tables: Mapping[str, BenchmarkTable]) -> SeedTable:
         comparisons=comparisons,
         families=tuple(_family(row.family, found, columns, comparisons) for row in found[0].families),
         wins={
-            name: spread_of([table.overall[name].num_wins if name in table.overall else None for table in found])
+            name: spread_of(
+                [table.overall[name].num_wins if name in table.overall else None for table in found], "sets"
+            )
             for name in comparisons
         },
     )
