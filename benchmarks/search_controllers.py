@@ -152,11 +152,11 @@ def search_by_training(arguments: argparse.Namespace, task: ProxyTask, seed: int
         quality = longer.quality(Genotype.from_dict(found.trials[place]["genotype"]))
         finals.append(found.final(place, quality))
         print(f"seed {seed} finalist {finals[-1]}", flush=True)
-    best = max(finals, key=lambda final: final["reward"])
+    best = max(finals, key=lambda final: final["reward"])["trial"] if finals else found.trials.index(found.best)
     return {
         "trials": found.trials,
         "finals": finals,
-        "genotype": found.trials[best["trial"]]["genotype"],
+        "genotype": found.trials[best]["genotype"],
         "cpu_s": time.process_time() - started,
     }
 
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--num-ranked", type=int, default=8, help="genotypes trained to check the ranking")
     parser.add_argument("--proxy-steps", type=int, default=100, help="steps of those trainings")
     parser.add_argument("--proxy-trials", type=int, default=24, help="candidates of the search by training")
-    parser.add_argument("--num-finalists", type=int, default=6, help="of them, trained for --final-steps")
+    parser.add_argument("--num-finalists", type=int, default=6, help="of them, trained for --final-steps; 0 for none")
     parser.add_argument("--final-steps", type=int, default=400, help="steps of the trainings from scratch")
     parser.add_argument("--searcher", default="tpe", choices=CONTROLLERS, help="who searches by training")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds")

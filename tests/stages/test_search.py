@@ -172,6 +172,8 @@ def test_faults_are_named():
         config_of().with_overrides({"template": "giant"})
     with pytest.raises(ConfigError, match="finalist_steps must be above 0 where there are num_finalists"):
         config_of().with_overrides({"num_finalists": 2})
+    with pytest.raises(ConfigError, match="num_finalists must be 0 or at least 2, because the template is always one"):
+        config_of().with_overrides({"num_finalists": 1, "finalist_steps": 2})
     with pytest.raises(ConfigError, match="number: expected less than search.round_size 4, got 4"):
         search_round.step_config(config_of(), "search_trial", "4")
     with pytest.raises(ConfigError, match="search.evaluator: expected proxy"):

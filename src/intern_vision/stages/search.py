@@ -99,6 +99,8 @@ class Config(base.Config):
             faults.append(f"template must be one of {', '.join(GENOTYPES)}, got {self.template!r}")
         if self.num_finalists and not self.finalist_steps:
             faults.append("finalist_steps must be above 0 where there are num_finalists")
+        if self.num_finalists == 1:
+            faults.append("num_finalists must be 0 or at least 2, because the template is always one of them, got 1")
         return faults
 
 
