@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import statistics
 from typing import get_args
@@ -60,6 +61,29 @@ def test_learning_controllers_beat_random_on_a_separable_quality(kind):
         return statistics.mean(statistics.mean(rewards(kind, seed, 80)[-16:]) for seed in range(2))
 
     assert late_mean(kind) > late_mean("random") + 0.1
+
+
+def test_the_policy_leaves_what_is_known_already():
+    controller = make_controller("ppo", SPACE, 0, 40)
+    assert isinstance(controller, ppo.PolicyController)
+    best = dataclasses.replace(outcome_of(SPACE.encode(SPACE.template)), reward=0.9, is_known=True)
+
+    def log_probability() -> float:
+        return float(controller.policy(torch.tensor([known]))[1].detach())
+
+    known = controller.ask()
+    before = log_probability()
+    for _ in range(2 * ppo.BATCH_SIZE):
+        controller.tell(known, best)
+    assert log_probability() < before - 1
+    for _ in range(2):
+        # Among news it still counts as bad, however high its reward.
+        now = log_probability()
+        for number in range(ppo.BATCH_SIZE // 2):
+            news = controller.ask()
+            controller.tell(news, dataclasses.replace(best, reward=0.1 * number, is_known=False))
+            controller.tell(known, best)
+        assert log_probability() < now
 
 
 def test_random_is_uniform():

@@ -23,12 +23,14 @@ class Outcome:
         quality: 0 to 1; 0 where the candidate was too dear to evaluate.
         cost_ratio: multiply-adds over the target's.
         fits: whether the cost is within the cap.
+        is_known: whether the candidate was told before, so that asking for it brought nothing new.
     """
 
     reward: float
     quality: float
     cost_ratio: float
     fits: bool
+    is_known: bool = False
 
 
 class Controller(Protocol):

@@ -132,7 +132,7 @@ class Search:
                 self._tell(candidate)
             elif candidate.genotype in self._known:
                 known = candidate
-                self._tell(candidate, self._known[candidate.genotype])
+                self._tell(candidate, self._known[candidate.genotype], is_known=True)
             elif all(candidate.genotype != other.genotype for other in self._pending):
                 return candidate
         if known is None:
@@ -146,12 +146,13 @@ class Search:
         genotype = self.space.decode(choices)
         return Candidate(choices=choices, genotype=genotype, num_macs=num_macs(genotype, genotype.image_size_px))
 
-    def _tell(self, candidate: Candidate, trial: dict[str, Any] | None = None) -> None:
+    def _tell(self, candidate: Candidate, trial: dict[str, Any] | None = None, *, is_known: bool = False) -> None:
         reward = self.reward.penalty(candidate.num_macs) if trial is None else trial["reward"]
         outcome = Outcome(
             reward=reward,
             quality=0.0 if trial is None else trial["quality"],
             cost_ratio=self.reward.ratio(candidate.num_macs),
             fits=trial is not None,
+            is_known=is_known,
         )
         self.controller.tell(candidate.choices, outcome)

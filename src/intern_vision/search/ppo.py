@@ -6,6 +6,7 @@ N candidates, T decisions, K options, W width of the LSTM.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class PolicyController:
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=LEARNING_RATE)
         self._blank_NT = torch.zeros((BATCH_SIZE, len(space.decisions)), dtype=torch.long)
         self._drawn: deque[tuple[Choices, Tensor]] = deque()
-        self._told: list[tuple[Choices, Tensor, float]] = []
+        self._told: list[tuple[Choices, Tensor, Outcome]] = []
         self._asked: dict[Choices, Tensor] = {}
         self._baseline: float | None = None
 
@@ -114,7 +115,7 @@ class PolicyController:
         if log_probability is None:
             with torch.no_grad():
                 log_probability = self.policy(torch.tensor([choices]))[1][0]
-        self._told.append((choices, log_probability, outcome.reward))
+        self._told.append((choices, log_probability, outcome))
         if len(self._told) == BATCH_SIZE:
             self._update()
             self._told.clear()
@@ -123,7 +124,7 @@ class PolicyController:
     def _update(self) -> None:
         choices_NT = torch.tensor([choices for choices, _, _ in self._told])
         old_N = torch.stack([log_probability for _, log_probability, _ in self._told])
-        advantage_N = self._advantage(torch.tensor([reward for _, _, reward in self._told]))
+        advantage_N = self._advantage([outcome for _, _, outcome in self._told])
         for _ in range(NUM_EPOCHS):
             _, new_N, entropy_N = self.policy(choices_NT)
             loss = clipped_surrogate(new_N, old_N, advantage_N) - ENTROPY_WEIGHT * entropy_N.mean()
@@ -131,19 +132,24 @@ class PolicyController:
             loss.backward()
             self._optimizer.step()
 
-    def _advantage(self, reward_N: Tensor) -> Tensor:
-        """Rewards above the baseline in deviations of the candidates within the cap, whose rewards are not negative.
+    def _advantage(self, outcomes: Sequence[Outcome]) -> Tensor:
+        """Rewards above the baseline in deviations of the new candidates within the cap.
 
         Far more candidates lie beyond the cap than within it, and their penalties are large: unbounded, they teach
-        nothing but cheapness.
+        nothing but cheapness. A candidate that was told before counts as a bad one whatever its reward: rewarded
+        again, it would be proposed ever more often, until the policy proposed nothing else.
         """
-        fitting_N = reward_N[reward_N >= 0]
-        if len(fitting_N) < 2:
-            return torch.where(reward_N >= 0, 1.0, -MAX_DISADVANTAGE)
-        mean = float(fitting_N.mean())
+        reward_N = torch.tensor([outcome.reward for outcome in outcomes])
+        is_news_N = torch.tensor([outcome.fits and not outcome.is_known for outcome in outcomes])
+        news_N = reward_N[is_news_N]
+        if len(news_N) < 2:
+            return torch.where(is_news_N, 1.0, -MAX_DISADVANTAGE)
+        mean = float(news_N.mean())
         baseline = mean if self._baseline is None else self._baseline
         self._baseline = BASELINE_DECAY * baseline + (1 - BASELINE_DECAY) * mean
-        return ((reward_N - baseline) / (fitting_N.std() + 1e-6)).clamp(-MAX_DISADVANTAGE, MAX_ADVANTAGE)
+        advantage_N = ((reward_N - baseline) / (news_N.std() + 1e-6)).clamp(-MAX_DISADVANTAGE, MAX_ADVANTAGE)
+        known_N = torch.tensor([outcome.is_known for outcome in outcomes])
+        return advantage_N.masked_fill(known_N, -MAX_DISADVANTAGE)
 
 
 def clipped_surrogate(new_N: Tensor, old_N: Tensor, advantage_N: Tensor) -> Tensor:
