@@ -21,13 +21,14 @@ from scipy.stats import spearmanr
 from benchmarks.measure import hardware
 from intern_vision.data.settings import AugmentConfig
 from intern_vision.models.genotype import Genotype, num_macs
+from intern_vision.ref import Ref
 from intern_vision.search.evaluate import ProxyEvaluator, ProxyTask, SupernetEvaluator, supernet_job
 from intern_vision.search.reward import hypervolume
 from intern_vision.search.space import SpaceConfig
 from intern_vision.search.supernet import SUPERNET_FILE
 from intern_vision.stages import prepare, search
-from intern_vision.stages.base import Inputs, run_stage
-from intern_vision.store import open_store
+from intern_vision.stages.base import Inputs, read_record, run_stage
+from intern_vision.store import join_uri, open_store
 from intern_vision.train.launch import start_distributed
 from intern_vision.train.settings import TrainerConfig
 from intern_vision.train.trainer import RankContext, Trainer
@@ -133,32 +134,22 @@ def run_controllers(arguments: argparse.Namespace, scores: Scores) -> list[dict[
     return rows
 
 
-def search_by_training(arguments: argparse.Namespace, task: ProxyTask, seed: int) -> dict[str, Any]:
+def search_by_training(arguments: argparse.Namespace, data: Ref, seed: int) -> dict[str, Any]:
     """One search that trains its candidates, for the best quality that costs no more than the template."""
-    config = search_config(arguments, seed, arguments.searcher, arguments.proxy_steps)
-    changes = {"cost_exponent": 0.0, "num_trials": arguments.proxy_trials, "finalist_steps": arguments.final_steps}
-    config = config.with_overrides(changes)
-    found = search.make_search(config)
-
-    def evaluator(settings: search.Config) -> ProxyEvaluator:
-        return ProxyEvaluator(task, settings.trainer, settings.seed, lambda job: Trainer(job, RankContext()).train())
-
-    started, trials = time.process_time(), evaluator(config)
-    while len(found.trials) < config.num_trials:
-        found.tell(trials.quality(found.candidates()[0].genotype))
-        print(f"seed {seed} trial {len(found.trials)}: {found.trials[-1]['quality']:.4f}", flush=True)
-    finals, longer = [], evaluator(search.finals_config(config))
-    for place in found.finalists(arguments.num_finalists):
-        quality = longer.quality(Genotype.from_dict(found.trials[place]["genotype"]))
-        finals.append(found.final(place, quality))
-        print(f"seed {seed} finalist {finals[-1]}", flush=True)
-    best = max(finals, key=lambda final: final["reward"])["trial"] if finals else found.trials.index(found.best)
-    return {
-        "trials": found.trials,
-        "finals": finals,
-        "genotype": found.trials[best]["genotype"],
-        "cpu_s": time.process_time() - started,
-    }
+    config = search_config(arguments, seed, arguments.searcher, arguments.proxy_steps).with_overrides(
+        {
+            "evaluator": "proxy",
+            "cost_exponent": 0.0,
+            "num_trials": arguments.proxy_trials,
+            "num_finalists": arguments.num_finalists,
+            "finalist_steps": arguments.final_steps,
+        }
+    )
+    ref = run_stage("search", config, Inputs({"data": (data,)}), name=f"by-training-{seed}")
+    store = open_store(ref.uri)
+    files = [search.GENOTYPE_FILE, search.TRIALS_FILE, *([search.FINALS_FILE] if arguments.num_finalists else [])]
+    found = {Path(file).stem: json.loads(store.read(join_uri(ref.uri, file))) for file in files}
+    return found | {"cpu_s": read_record(store, ref.uri).cpu_s}
 
 
 def train_from_scratch(
@@ -213,7 +204,8 @@ def main() -> None:
     torch.set_num_threads(1)
     start_distributed()
     # The second images are for the last comparison alone: no search has seen them.
-    task, other_task = (task_of(arguments, seed) for seed in (0, 1))
+    data, other_data = (upstream(arguments, seed) for seed in (0, 1))
+    task, other_task = task_of(arguments, data), task_of(arguments, other_data)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"hardware": hardware()}
 
@@ -230,20 +222,24 @@ def main() -> None:
         keep()
     template = search.make_search(search_config(arguments, 0, "random", 1)).space.template
     for row in rows:
-        row["trained"] = search_by_training(arguments, task, row["seed"])
+        row["trained"] = search_by_training(arguments, data, row["seed"])
         found = Genotype.from_dict(row["trained"]["genotype"])
         row["final"] = train_from_scratch(arguments, other_task, {"template": template, "found": found}, row["seed"])
         keep()
     print_table(figures)
 
 
-def task_of(arguments: argparse.Namespace, seed: int) -> ProxyTask:
-    """Concepts of the made world's upstream images."""
-    data = prepare.Config(dataset="upstream", num_train=arguments.images, num_val=arguments.val_images, seed=seed)
-    ref = run_stage("prepare", data, Inputs(), name=f"upstream-{seed}")
+def upstream(arguments: argparse.Namespace, seed: int) -> Ref:
+    """The made world's upstream images."""
+    config = prepare.Config(dataset="upstream", num_train=arguments.images, num_val=arguments.val_images, seed=seed)
+    return run_stage("prepare", config, Inputs(), name=f"upstream-{seed}")
+
+
+def task_of(arguments: argparse.Namespace, data: Ref) -> ProxyTask:
+    """The concepts of these images."""
     return ProxyTask(
-        open_store(ref.uri),
-        ref.uri,
+        open_store(data.uri),
+        data.uri,
         Path(tempfile.gettempdir()) / "search-controllers-cache",
         "multilabel",
         search_config(arguments, 0, "ppo", 1).augment,

@@ -33,7 +33,10 @@ def test_every_controller_gets_the_same_number_of_evaluations(tmp_path):
     for controller in ("random", "tpe", "nsga2", "ppo"):
         assert len(row[controller]["trials"]) == 4
         assert 0 < row[controller]["area"] <= row[controller]["best"] < 1.5
-    assert len(row["trained"]["trials"]) == 2 and set(row["final"]) == {"template", "found"}
+    assert len(row["trained"]["trials"]) == 2 and len(row["trained"]["finals"]) == 2
+    best = max(row["trained"]["finals"], key=lambda final: final["reward"])
+    assert row["trained"]["genotype"] == row["trained"]["trials"][best["trial"]]["genotype"]
+    assert set(row["final"]) == {"template", "found"}
     assert row["final"]["found"]["num_macs"] <= row["final"]["template"]["num_macs"]
     assert len(figures["ranks"]["trained"]) == 2
     assert "from scratch, template" in done.stdout and "cores" in done.stdout

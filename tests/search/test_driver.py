@@ -120,6 +120,13 @@ def test_finalists_are_the_best_and_the_template(number):
     ]
 
 
+def test_a_template_beyond_the_cap_is_no_finalist():
+    search = make_search("random", max_ratio=0.5)
+    trials = run(search, 5)
+    found = search.finalists(3)
+    assert [trials[place]["reward"] for place in found] == sorted((t["reward"] for t in trials), reverse=True)[:3]
+
+
 def test_a_finalist_is_rewarded_for_its_longer_training():
     search = make_search("random")
     run(search, 3)
